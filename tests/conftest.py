@@ -1,0 +1,21 @@
+"""Shapes in signatures are executed here: a wrong one fails at the call and names the argument."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two OpenMP threads on two busy cores spin at barriers
+
+import jaxtyping
+import pytest
+import torch
+
+jaxtyping.install_import_hook("gamut", "beartype.beartype")
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def golden() -> Path:
+    """Folder of the committed fixtures."""
+    return ROOT / "tests" / "golden"
