@@ -48,7 +48,7 @@ def save_folder(
     try:
         with atomic_dir(path) as part:
             for name, names in shards.items():
-                _write_shard(part / name, {key: tensors[key] for key in names})
+                write_tensors(part / name, {key: tensors[key] for key in names})
             if list(shards) != [WEIGHTS]:
                 total = sum(t.nbytes for t in tensors.values())
                 where = {key: name for name, names in shards.items() for key in names}
@@ -86,7 +86,8 @@ def _shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> dict[str, list[s
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, 1)}
 
 
-def _write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """One safetensors file; tensors that share memory are written once each. Raises OSError when the disk refuses."""
     seen, ready = set(), {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
