@@ -1,0 +1,207 @@
+"""`gamut.load`, `gamut.run` and `gamut.save`: what the command line does, as three functions."""
+
+import difflib
+import importlib
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from gamut.evals.claims import Claim, Result, check
+from gamut.io.env import ROOT
+from gamut.io.runs import Run
+from gamut.io.source import Recipe, read
+from gamut.papers import RECIPES
+
+WEIGHTS = ROOT / "weights"  # shipped with the repository, not with the wheel
+
+
+class _Asked(dict):
+    """Metrics that remember which of them a claim looked at, so that a report can show those beside it."""
+
+    def __init__(self, values: dict[str, float]):
+        super().__init__(values)
+        self.names: list[str] = []
+
+    def __getitem__(self, name: str) -> float:
+        self.names.append(name)
+        return super().__getitem__(name)
+
+
+def verdicts(claims: Iterable[Claim], result: Result) -> list[dict[str, Any]]:
+    """One row a claim: text, passed, measured (what it looked at), beside (NAME/chance, NAME/ceiling, ... of those)."""
+    rows = []
+    for claim in claims:
+        asked = _Asked(result.metrics)
+        [(text, passed)] = check([claim], replace(result, metrics=asked))
+        looked = [name for name in dict.fromkeys(asked.names) if name in result.metrics]
+        beside = [name for name in result.metrics if any(name.startswith(f"{seen}/") for seen in looked)]
+        row = {"text": text, "passed": passed, "measured": {name: result.metrics[name] for name in looked}}
+        rows.append(row | {"beside": {name: result.metrics[name] for name in beside if name not in looked}})
+    return rows
+
+
+def configure(recipe: Recipe, values: dict[str, Any], overrides: dict[str, Any]) -> Any:
+    """The recipe's real Config from a preset's values and overrides by name. Imports the recipe.
+
+    Raises:
+        ValueError: if an override names no field, with the closest names.
+    """
+    names = [field.name for field in recipe.fields]
+    for name in overrides:
+        if name not in names:
+            raise ValueError(unknown(recipe, name))
+    return module(recipe).Config(**(values | overrides))
+
+
+def unknown(recipe: Recipe, name: str, more: Iterable[str] = ()) -> str:
+    """The message for a field that a recipe does not have."""
+    near = difflib.get_close_matches(name, [*(field.name for field in recipe.fields), *more], n=3, cutoff=0.5)
+    return f"unknown field '{name}'; closest: {', '.join(near) or 'none'}. See: gamut show {recipe.name}"
+
+
+def module(recipe: Recipe) -> Any:
+    """The recipe itself, imported: by name if it is one of ours, as a file of its own if not."""
+    if recipe.path.parent == RECIPES:
+        return importlib.import_module(f"gamut.recipes.{recipe.name}")
+    spec = importlib.util.spec_from_file_location(recipe.path.stem, recipe.path)
+    assert spec is not None and spec.loader is not None
+    body = sys.modules.setdefault(recipe.path.stem, importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(body)
+    return body
+
+
+def begin(recipe: Recipe, config: Any, size: str, out: str | Path, name: str | None) -> Run:
+    """A new run folder that says enough of itself to be resumed."""
+    which = recipe.name if recipe.path.parent == RECIPES else str(recipe.path)
+    return Run.create(out, name or recipe.name, {"recipe": which, "size": size, "config": asdict(config)})
+
+
+def reopen(path: str | Path, overrides: dict[str, Any], recipe: str | None = None) -> tuple[Recipe, Any, Run]:
+    """The run at ``path`` with the config it was started with.
+
+    Raises:
+        ValueError: if it is no run of this recipe, or an override would change its config.
+    """
+    run = Run.open(path)
+    asked = run.config
+    if "recipe" not in asked:
+        raise ValueError(f"'{path}' does not say which recipe made it; resume what gamut run started")
+    source = read(asked["recipe"])
+    if recipe is not None and read(recipe).path != source.path:
+        raise ValueError(f"'{path}' is a run of {source.name}, not of {recipe}; use gamut run --resume {path}")
+    tiny = source.preset("tiny")
+    kept = {name: tuple(value) if isinstance(value, list) else value for name, value in asked["config"].items()}
+    config = configure(source, tiny, kept)  # JSON has no tuples, a frozen Config no lists
+    changed = configure(source, asdict(config), overrides)
+    moved = [name for name in overrides if getattr(changed, name) != getattr(config, name)]
+    if moved:
+        raise ValueError(f"a resumed run keeps its config, but {', '.join(moved)} would change; start a new run")
+    return source, config, run
+
+
+def run(
+    recipe: str | None = None,
+    size: str = "tiny",
+    *,
+    out: str | Path = "runs",
+    name: str | None = None,
+    resume: str | Path | None = None,
+    **overrides: Any,
+) -> Result:
+    """Run a recipe from its first stage to its report, or go on with a run that was stopped.
+
+    Args:
+        recipe: its name as in `gamut list`; may be left out with ``resume``.
+        size: "tiny" (two cores, minutes), "small" (one GPU) or "paper", as far as the recipe has them.
+        out: folder of run folders.
+        name: of the run folder; the recipe's name if None. Never overwritten: a taken name gets -2, -3, ...
+        resume: a run folder; its config is kept, its finished stages are not repeated.
+        overrides: fields of the recipe's Config.
+    Returns:
+        the recipe's result, with ``run`` set to the folder. report.html and result.json lie in it.
+    Raises:
+        ValueError: for an unknown recipe, size or field.
+    """
+    if resume is not None:
+        source, config, folder = reopen(resume, overrides, recipe)
+    elif recipe is None:
+        raise ValueError("name a recipe, or a run to resume. See: gamut list")
+    else:
+        source = read(recipe)
+        config = configure(source, source.preset(size), overrides)
+        folder = begin(source, config, size, out, name)
+    return execute(source, config, folder)
+
+
+def execute(recipe: Recipe, config: Any, run: Run) -> Result:
+    """main, then the claims, then result.json and report.html."""
+    from gamut.io.report import Claims, run_report
+
+    body, began = module(recipe), time.monotonic()
+    try:
+        result = replace(body.main(config, run), run=run.path)
+    finally:
+        run.close()
+    rows = verdicts(getattr(body, "CLAIMS", ()), result)
+    minutes = round((time.monotonic() - began) / 60, 2)
+    run.finish({"metrics": result.metrics, "claims": rows, "minutes": minutes})
+    run_report(run, recipe, [Claims(rows), *result.notes.get("report", [])])
+    result.notes["claims"] = rows
+    return result
+
+
+def load(name: str | Path, size: str = "tiny") -> Any:
+    """A model or codec with its weights: of a recipe that ships them, or of a folder of ours or a Hugging Face one.
+
+    Raises:
+        ValueError: if there is no such folder and no such shipped recipe, or nothing of that size is shipped.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = shipped(str(name), size)
+    described = folder / "config.json"
+    if not described.exists():
+        raise ValueError(f"'{folder}' holds no config.json, so it is not a checkpoint; there is: {_children(folder)}")
+    kind = json.loads(described.read_text()).get("class", "LM")  # a plain Hugging Face folder has none
+    return _class(kind).from_pretrained(folder)
+
+
+def shipped(name: str, size: str = "tiny") -> Path:
+    """Folder of the weights that come with the repository for a recipe.
+
+    Raises:
+        ValueError: if there is none, with the ways to get one.
+    """
+    recipe = read(name).name
+    if size != "tiny":
+        raise ValueError(f"only tiny weights are shipped, not {size}; give the folder of a checkpoint instead")
+    if not (WEIGHTS / recipe).is_dir():
+        raise ValueError(
+            f"no weights of {recipe} at {WEIGHTS / recipe}: they come with the repository, not with the wheel; "
+            f"give a folder, or train them with gamut run {recipe}"
+        )
+    return WEIGHTS / recipe
+
+
+def _children(folder: Path) -> str:
+    return ", ".join(sorted(child.parent.name for child in folder.glob("*/config.json"))) or "nothing that is one"
+
+
+def _class(name: str) -> Any:
+    """The class of that name, from whichever file of models/ or codecs/ defines it."""
+    package = Path(__file__).parent
+    for file in sorted([*package.glob("models/*.py"), *package.glob("codecs/*.py")]):
+        if f"\nclass {name}(" in file.read_text():
+            return getattr(importlib.import_module(f"gamut.{file.parent.name}.{file.stem}"), name)
+    raise ValueError(f"no model or codec is called '{name}'; the folder may be of a newer gamut")
+
+
+def save(model: Any, folder: str | Path, card: str = "") -> Path:
+    """Write a model or codec with its config as a folder that `load` reads. ``card`` becomes its README.md."""
+    model.save_pretrained(folder, card=card)
+    return Path(folder)

@@ -1,0 +1,217 @@
+"""What a person sees while something runs (a live panel, or plain lines), and what each number means."""
+
+import itertools
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import nullcontext
+from typing import TypeVar
+
+from rich import get_console
+from rich.console import Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+Item = TypeVar("Item")
+FRAME = 0.25  # seconds between two pictures of the live panel, at least
+LINE = 5.0  # seconds between two plain lines, at most; each tenth of the way prints one as well
+
+# name -> (unit, meaning). A name with a prefix ("eval/loss") means the same, measured on what the prefix says.
+METRICS: dict[str, tuple[str, str]] = {
+    "loss": ("-", "what the optimiser lowers, mean over the batch"),
+    "lr": ("-", "learning rate of the first parameter group, after the schedule"),
+    "grad_norm": ("-", "length of the whole gradient before clipping"),
+    "tokens_per_s": ("tokens/s", "tokens that carried loss, per second of the whole step, all ranks together"),
+    "audio_s_per_s": ("s/s", "seconds of audio read per second of the whole step, all ranks together"),
+    "data": ("s", "time spent waiting for the next batch"),
+    "forward": ("s", "time spent in the step function"),
+    "backward": ("s", "time spent in the gradient"),
+    "optimiser": ("s", "time spent clipping, updating and averaging weights"),
+    "decode": ("s", "time spent generating"),
+    "eval": ("s", "time spent in evaluation hooks"),
+    "save": ("s", "time spent writing checkpoints"),
+    "wait": ("s", "time spent waiting for other processes"),
+}
+PARTS = {
+    "data": "yellow", "forward": "green", "backward": "blue", "optimiser": "magenta",
+    "decode": "cyan", "eval": "bright_cyan", "save": "bright_yellow", "wait": "red",
+}  # fmt: skip
+RATES = {"audio_s_per_s": "s of audio/s", "tokens_per_s": "tokens/s"}
+
+
+def meaning(name: str) -> tuple[str, str] | None:
+    """(unit, meaning) of a logged name, with or without a prefix; None if METRICS does not define it."""
+    return METRICS.get(name) or METRICS.get(name.rsplit("/", 1)[-1])
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person writes them: 8 s, 2 min 05 s, 3 h 10 min."""
+    if not math.isfinite(seconds):
+        return "-"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole // 60 % 60:02d} min"
+
+
+def short(value: float) -> str:
+    """A number in at most seven characters: 12.3 k, 0.412, 3.0e-04."""
+    size = abs(value)
+    if not math.isfinite(value) or size == 0:
+        return f"{value:g}"
+    if size >= 1e6:
+        return f"{value / 1e6:.1f} M"
+    if size >= 1e4:
+        return f"{value / 1e3:.1f} k"
+    return f"{value:.1e}" if size < 1e-2 else f"{value:.3g}" if size < 1000 else f"{value:.0f}"
+
+
+def sparkline(values: Iterable[float], width: int = 32) -> str:
+    """A curve in one line of text: means of equal stretches, from the lowest to the highest block."""
+    points = [value for value in values if math.isfinite(value)]
+    if len(points) > width:
+        edges = [round(i * len(points) / width) for i in range(width + 1)]
+        points = [sum(points[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    if not points:
+        return ""
+    low, span = min(points), (max(points) - min(points)) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (value - low) / span))] for value in points)
+
+
+class Screen:
+    """Shows one stage at a time; a `gamut.train.loop.View`. Cheap: a picture is drawn at most four times a second.
+
+        screen.start("codec", steps=600, step=0)
+        screen.update(1, {"loss": 2.3, "lr": 1e-3, "tokens_per_s": 9e3}, {"data": 0.01, "forward": 0.1})
+        screen.close()
+    """
+
+    def __init__(self, *, panel: bool | None = None):
+        """``panel`` None: a live panel if the output is a terminal, plain lines if not."""
+        self.panel = get_console().is_terminal if panel is None else panel
+        self._live: Live | None = None
+        self.stage = ""  # none is being shown
+
+    def start(self, stage: str, steps: int, step: int) -> None:
+        """A stage of ``steps`` updates begins; ``step`` of them were made before (a resumed run)."""
+        self.close()
+        self.stage, self.steps, self.first, self.at = stage, steps, step, step
+        self.began = self.drawn = time.monotonic()
+        self.stats: dict[str, float] = {}
+        self.losses: list[float] = []
+        self.parts: dict[str, float] = {}
+        if self.panel:
+            self._live = Live(console=get_console(), auto_refresh=False, transient=True)
+            self._live.start()
+        elif step:
+            self.message(f"{stage}: goes on after step {step} of {steps}")
+
+    def update(self, step: int, stats: Mapping[str, float], times: Mapping[str, float]) -> None:
+        """After update ``step`` (the first is 1): its scalars, and the seconds it spent on each of PARTS."""
+        for part, spent in times.items():
+            self.parts[part] = self.parts.get(part, 0.0) + spent
+        tenth = step * 10 // self.steps > self.at * 10 // self.steps
+        self.at = step
+        self.stats |= stats  # what is logged every hundred steps stays to be seen in between
+        if "loss" in stats:
+            self.losses.append(stats["loss"])
+        waited = time.monotonic() - self.drawn
+        if waited < (FRAME if self.panel else 1.0 if tenth else LINE) or (step == self.steps and not self.panel):
+            return
+        self.drawn = time.monotonic()
+        if self._live is not None:
+            self._live.update(self._picture(), refresh=True)
+        else:
+            self.message(self._line())
+
+    def message(self, text: str) -> None:
+        """A sentence that stays on the screen, above the panel."""
+        get_console().print(Text(text), soft_wrap=True)
+
+    def close(self) -> None:
+        """The stage is over, finished or not: the panel goes, one line stays. A second call does nothing."""
+        if not self.stage:
+            return
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        state = f"{self.steps} steps" if self.at >= self.steps else f"stopped at step {self.at} of {self.steps}"
+        took = clock(time.monotonic() - self.began)
+        self.message(" · ".join([f"{self.stage}: {state} in {took}", *self._shown("loss"), *self._rates()]))
+        self.stage = ""
+
+    def _shown(self, *names: str) -> list[str]:
+        return [f"{name} {short(self.stats[name])}" for name in names if name in self.stats]
+
+    def _rates(self) -> list[str]:
+        return [f"{short(self.stats[name])} {unit}" for name, unit in RATES.items() if self.stats.get(name)]
+
+    def _left(self) -> str:
+        made = self.at - self.first
+        return clock((time.monotonic() - self.began) / made * (self.steps - self.at)) if made else "-"
+
+    def _line(self) -> str:
+        percent = f"step {self.at}/{self.steps} ({100 * self.at // self.steps}%)"
+        shown = [*self._shown("loss", "lr"), *self._rates()]
+        return " · ".join([f"{self.stage}: {percent}", *shown, f"{self._left()} left"])
+
+    def _picture(self) -> Panel:
+        top = Table.grid(expand=True, padding=(0, 2))
+        top.add_column(ratio=1)
+        top.add_column(justify="right")
+        bar = ProgressBar(total=self.steps, completed=self.at, complete_style="cyan", finished_style="cyan")
+        top.add_row(bar, Text.from_markup(f"[bold]{self.at}[/] of {self.steps}   {self._left()} left"))
+        loss = Text.assemble("loss ", (short(self.losses[-1] if self.losses else math.nan), "bold"), "  ")
+        loss.append(sparkline(self.losses), style="cyan")
+        others = [name for name in self.stats if name != "loss" and name not in RATES][:6]
+        numbers = Text("   ").join([Text(text) for text in [*self._shown(*others), *self._rates()]])
+        return Panel(Group(top, loss, numbers, self._split()), title=self.stage, title_align="left", border_style="dim")
+
+    def _split(self) -> Text:
+        """One bar of the time spent, by part, with its legend behind it."""
+        total = sum(self.parts.values())
+        bar, legend = Text(), Text(" ")
+        for part, spent in self.parts.items() if total else ():
+            colour = PARTS.get(part, "white")
+            bar.append("━" * round(32 * spent / total), style=colour)
+            if spent / total >= 0.005:
+                legend.append(f" {part} {100 * spent / total:.0f}%", style=colour)
+        return bar + legend
+
+
+def live() -> Screen:
+    """The usual view: a panel on a terminal, plain lines in a file or a pipe."""
+    return Screen()
+
+
+def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """Go through ``items`` and show how far along it is: for stages that do not train (evaluate, generate, read)."""
+    total = len(items) if total is None and isinstance(items, Sized) else total
+    console = get_console()
+    began = shown = time.monotonic()
+    panel = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+    count = 0
+
+    def text() -> str:
+        took = time.monotonic() - began
+        if not total:
+            return f"{what}: {count} in {clock(took)}"
+        left = f" · {clock(took / count * (total - count))} left" if count else ""
+        return f"{what}: {count}/{total} ({100 * count // total}%){left}"
+
+    with panel or nullcontext():
+        for item in items:
+            yield item
+            count += 1
+            now = time.monotonic()
+            if now - shown < (FRAME if panel else LINE):
+                continue
+            shown = now
+            if panel:
+                panel.update(Text(text()), refresh=True)
+            else:
+                console.print(Text(text()), soft_wrap=True)
+    console.print(Text(f"{what}: {count} in {clock(time.monotonic() - began)}"), soft_wrap=True)
