@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -161,7 +161,7 @@ def read_tensors(file: str | Path, dtype: torch.dtype | None = None) -> dict[str
     return dict(iterate_tensors([file], dtype))
 
 
-def iterate_tensors(files: list[Path] | list[str], dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+def iterate_tensors(files: Sequence[str | Path], dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of every file in turn; no tensor is kept, so only what the caller keeps stays mapped."""
     for file in map(Path, files):
         with _open(file) as handle:
