@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich import get_console
 from rich.console import Group
@@ -24,22 +24,25 @@ METRICS: dict[str, tuple[str, str]] = {
     "loss": ("-", "what the optimiser lowers, mean over the batch"),
     "lr": ("-", "learning rate of the first parameter group, after the schedule"),
     "grad_norm": ("-", "length of the whole gradient before clipping"),
-    "tokens_per_s": ("tokens/s", "tokens that carried loss, per second of the whole step, all ranks together"),
-    "audio_s_per_s": ("s/s", "seconds of audio read per second of the whole step, all ranks together"),
+    "tokens": ("tokens", "tokens that carried loss in this step, all ranks together"),
+    "audio_seconds": ("s", "seconds of audio read in this step, all ranks together"),
+    "tokens_per_second": ("tokens/s", "the same, over the time of the whole step"),
+    "audio_seconds_per_second": ("s/s", "the same, over the time of the whole step"),
     "data": ("s", "time spent waiting for the next batch"),
     "forward": ("s", "time spent in the step function"),
     "backward": ("s", "time spent in the gradient"),
     "optimiser": ("s", "time spent clipping, updating and averaging weights"),
     "decode": ("s", "time spent generating"),
-    "eval": ("s", "time spent in evaluation hooks"),
+    "evaluate": ("s", "time spent in evaluation hooks"),
     "save": ("s", "time spent writing checkpoints"),
-    "wait": ("s", "time spent waiting for other processes"),
+    "wait": ("s", "time spent waiting for the device, or for other processes"),
 }
 PARTS = {
     "data": "yellow", "forward": "green", "backward": "blue", "optimiser": "magenta",
-    "decode": "cyan", "eval": "bright_cyan", "save": "bright_yellow", "wait": "red",
+    "decode": "cyan", "evaluate": "bright_cyan", "save": "bright_yellow", "wait": "red",
 }  # fmt: skip
-RATES = {"audio_s_per_s": "s of audio/s", "tokens_per_s": "tokens/s"}
+RATES = {"audio_seconds_per_second": "s of audio/s", "tokens_per_second": "tokens/s"}
+COUNTS = ("tokens", "audio_seconds")
 
 
 def meaning(name: str) -> tuple[str, str] | None:
@@ -81,12 +84,12 @@ def sparkline(values: Iterable[float], width: int = 32) -> str:
     return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (value - low) / span))] for value in points)
 
 
-class Screen:
-    """Shows one stage at a time; a `gamut.train.loop.View`. Cheap: a picture is drawn at most four times a second.
+class View:
+    """Shows one stage at a time. Cheap: a picture is drawn at most four times a second, whatever the steps take.
 
-        screen.start("codec", steps=600, step=0)
-        screen.update(1, {"loss": 2.3, "lr": 1e-3, "tokens_per_s": 9e3}, {"data": 0.01, "forward": 0.1})
-        screen.close()
+        view.start("codec", steps=600)
+        view.step(1, {"loss": 2.3, "lr": 1e-3, "tokens_per_second": 9e3}, {"data": 0.01, "forward": 0.1})
+        view.end()
     """
 
     def __init__(self, *, panel: bool | None = None):
@@ -95,29 +98,29 @@ class Screen:
         self._live: Live | None = None
         self.stage = ""  # none is being shown
 
-    def start(self, stage: str, steps: int, step: int) -> None:
-        """A stage of ``steps`` updates begins; ``step`` of them were made before (a resumed run)."""
-        self.close()
-        self.stage, self.steps, self.first, self.at = stage, steps, step, step
+    def start(self, stage: str, steps: int, done: int = 0) -> None:
+        """A stage of ``steps`` updates begins; ``done`` of them were made before (a resumed run)."""
+        self.end()
+        self.stage, self.steps, self.first, self.at = stage, steps, done, done
         self.began = self.drawn = time.monotonic()
-        self.stats: dict[str, float] = {}
+        self.stats: dict[str, Any] = {}
         self.losses: list[float] = []
         self.parts: dict[str, float] = {}
         if self.panel:
             self._live = Live(console=get_console(), auto_refresh=False, transient=True)
             self._live.start()
-        elif step:
-            self.message(f"{stage}: goes on after step {step} of {steps}")
+        elif done:
+            self.note(f"{stage}: goes on after step {done} of {steps}")
 
-    def update(self, step: int, stats: Mapping[str, float], times: Mapping[str, float]) -> None:
+    def step(self, step: int, stats: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
         """After update ``step`` (the first is 1): its scalars, and the seconds it spent on each of PARTS."""
-        for part, spent in times.items():
+        for part, spent in seconds.items():
             self.parts[part] = self.parts.get(part, 0.0) + spent
         tenth = step * 10 // self.steps > self.at * 10 // self.steps
         self.at = step
         self.stats |= stats  # what is logged every hundred steps stays to be seen in between
         if "loss" in stats:
-            self.losses.append(stats["loss"])
+            self.losses.append(float(stats["loss"]))
         waited = time.monotonic() - self.drawn
         if waited < (FRAME if self.panel else 1.0 if tenth else LINE) or (step == self.steps and not self.panel):
             return
@@ -125,13 +128,13 @@ class Screen:
         if self._live is not None:
             self._live.update(self._picture(), refresh=True)
         else:
-            self.message(self._line())
+            self.note(self._line())
 
-    def message(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """A sentence that stays on the screen, above the panel."""
         get_console().print(Text(text), soft_wrap=True)
 
-    def close(self) -> None:
+    def end(self) -> None:
         """The stage is over, finished or not: the panel goes, one line stays. A second call does nothing."""
         if not self.stage:
             return
@@ -140,14 +143,14 @@ class Screen:
             self._live = None
         state = f"{self.steps} steps" if self.at >= self.steps else f"stopped at step {self.at} of {self.steps}"
         took = clock(time.monotonic() - self.began)
-        self.message(" · ".join([f"{self.stage}: {state} in {took}", *self._shown("loss"), *self._rates()]))
+        self.note(" · ".join([f"{self.stage}: {state} in {took}", *self._shown("loss"), *self._rates()]))
         self.stage = ""
 
     def _shown(self, *names: str) -> list[str]:
-        return [f"{name} {short(self.stats[name])}" for name in names if name in self.stats]
+        return [f"{name} {short(float(self.stats[name]))}" for name in names if name in self.stats]
 
     def _rates(self) -> list[str]:
-        return [f"{short(self.stats[name])} {unit}" for name, unit in RATES.items() if self.stats.get(name)]
+        return [f"{short(float(self.stats[name]))} {unit}" for name, unit in RATES.items() if self.stats.get(name)]
 
     def _left(self) -> str:
         made = self.at - self.first
@@ -166,7 +169,7 @@ class Screen:
         top.add_row(bar, Text.from_markup(f"[bold]{self.at}[/] of {self.steps}   {self._left()} left"))
         loss = Text.assemble("loss ", (short(self.losses[-1] if self.losses else math.nan), "bold"), "  ")
         loss.append(sparkline(self.losses), style="cyan")
-        others = [name for name in self.stats if name != "loss" and name not in RATES][:6]
+        others = [name for name in self.stats if name not in ("loss", *RATES, *COUNTS)][:6]
         numbers = Text("   ").join([Text(text) for text in [*self._shown(*others), *self._rates()]])
         return Panel(Group(top, loss, numbers, self._split()), title=self.stage, title_align="left", border_style="dim")
 
@@ -180,11 +183,6 @@ class Screen:
             if spent / total >= 0.005:
                 legend.append(f" {part} {100 * spent / total:.0f}%", style=colour)
         return bar + legend
-
-
-def live() -> Screen:
-    """The usual view: a panel on a terminal, plain lines in a file or a pipe."""
-    return Screen()
 
 
 def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
