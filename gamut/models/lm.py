@@ -301,16 +301,17 @@ def count(config: LMConfig, context: int = 0) -> dict[str, int]:
         context: tokens that attention looks back on; 0 leaves attention scores out.
     Returns:
         parameters: all weights. active: those one token is multiplied with (its experts only, no embedding rows).
-        forward_flops: 2 per active weight, plus 4 · heads · head_dim · context per layer. Training costs 3 times that.
+        forward_flops: 2 per active matrix element, plus 4 · heads · head_dim · context per layer. Training costs 3 times that.
     """
     with torch.device("meta"):
         model = LM(config)
     sizes = {name: weight.numel() for name, weight in model.named_parameters()}
-    idle = 0
+    idle = 0 if config.tied else sizes["embed.weight"]
     if moe := config.moe:
         routed = sum(size for name, size in sizes.items() if ".experts." in name)
-        idle = routed * (moe.experts - moe.top_k) // moe.experts
+        idle += routed * (moe.experts - moe.top_k) // moe.experts
     total = sum(sizes.values())
-    active = total - idle - (0 if config.tied else sizes["embed.weight"])
+    active = total - idle
+    vectors = sum(weight.numel() for weight in model.parameters() if weight.dim() == 1)
     scores = 4 * config.heads * config.head_dim * context * config.layers
-    return {"parameters": total, "active": active, "forward_flops": 2 * active + scores}
+    return {"parameters": total, "active": active, "forward_flops": 2 * (active - vectors) + scores}

@@ -31,9 +31,9 @@ def slopes(heads: int, interp_ratio: float = 1.0) -> list[float]:
 
 
 def sqrt_bias(
-    slopes_H: Float[Tensor, " H"], query: Int[Tensor, "*B Q"], key: Int[Tensor, "*B S"]
+    slopes_H: Float[Tensor, " H"], query: Int[Tensor, "*B Q"], key_S: Int[Tensor, " S"]
 ) -> Float[Tensor, "*B H Q S"]:
     """-slope · sqrt(query - key), and -inf where the key lies ahead of the query. Positions count tokens."""
-    distance = (query[..., :, None] - key[..., None, :]).to(slopes_H.dtype)[..., None, :, :]
+    distance = (query[..., :, None] - key_S).to(slopes_H.dtype)[..., None, :, :]
     bias = -slopes_H[:, None, None] * distance.clamp(min=0).sqrt()
     return bias.masked_fill(distance < 0, -torch.inf)
