@@ -1,0 +1,97 @@
+"""Batches by number: a stream whose position is one integer, so a run can go on exactly where it stopped."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """What ``fit`` draws batches from."""
+
+    def __next__(self) -> Any: ...
+    def state_dict(self) -> dict: ...
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+class Batches:
+    """``make(0)``, ``make(1)``, ... without end. ``make`` must depend on nothing but the index (and a seed of its own).
+
+    Args:
+        make: batch number -> batch. With ``prefetch`` it runs in threads, so it may not use the global random states.
+        prefetch: batches made ahead, a thread each. The order and every batch are the same as with 0.
+    Raises:
+        what ``make`` raised, at the ``next`` that should have returned that batch, with a note that names its index.
+
+    >>> batches = Batches(lambda index: index * 10)
+    >>> next(batches), next(batches), batches.state_dict()
+    (0, 10, {'index': 2})
+    """
+
+    def __init__(self, make: Callable[[int], Any], prefetch: int = 0):
+        if prefetch < 0:
+            raise ValueError(f"prefetch is the number of batches made ahead, 0 or more; got {prefetch}")
+        self.make, self.prefetch = make, prefetch
+        self.index, self.rank, self.world = 0, 0, 1
+        self._ahead: dict[int, Future] = {}
+
+    def shard(self, rank: int, world: int) -> "Batches":
+        """Of every ``world`` batches give the one of this rank; the position still counts the batches of all ranks."""
+        self.rank, self.world = rank, world
+        self._ahead.clear()
+        return self
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Any:
+        mine = self.index + self.rank
+        try:
+            batch = self._ahead.pop(mine).result() if mine in self._ahead else self.make(mine)
+        except Exception as error:
+            error.add_note(f"while making batch {mine} of the data")
+            raise
+        self.index += self.world
+        for index in range(mine + self.world, mine + self.world * (self.prefetch + 1), self.world):
+            if index not in self._ahead:
+                self._ahead[index] = self._start(index)
+        return batch
+
+    def _start(self, index: int) -> Future:
+        future = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(self.make(index))
+            except BaseException as error:  # belongs to the thread that asks for this batch
+                future.set_exception(error)
+
+        threading.Thread(target=work, name=f"batch {index}").start()
+        return future
+
+    def state_dict(self) -> dict:
+        return {"index": self.index}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.index = int(state["index"])
+        self._ahead.clear()
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """The batch with its tensors on ``device``: a tensor, or lists, tuples, mappings, dataclasses of them."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {name: move(part, device) for name, part in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(move(part, device) for part in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(move(part, device) for part in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        parts = {f.name: move(getattr(batch, f.name), device) for f in dataclasses.fields(batch)}
+        return dataclasses.replace(batch, **parts)
+    return batch

@@ -1,0 +1,160 @@
+"""Several processes, one run: started by torchrun, every function here is also right in a single process.
+
+Ranks share the micro-batches of an update. A model is either copied to every rank (its gradients are added up) or
+sharded by blocks (`shard`, FSDP2); checkpoints always hold whole tensors, so either kind resumes the other.
+"""
+
+import atexit
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as td
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+BUCKET = 1 << 23  # elements that are added up in one message
+
+
+def start(timeout: float = 600.0) -> None:
+    """Join the other processes if torchrun started this one; once is enough, more does no harm.
+
+    Args:
+        timeout: seconds after which a rank that waits for the others gives up.
+    """
+    if td.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    td.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    atexit.register(lambda: td.is_initialized() and td.destroy_process_group())
+
+
+def rank() -> int:
+    return td.get_rank() if td.is_initialized() else 0
+
+
+def world() -> int:
+    return td.get_world_size() if td.is_initialized() else 1
+
+
+def device() -> torch.device:
+    """Where this process computes: its GPU if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def shard(model: nn.Module, methods: Sequence[str] = ()) -> nn.Module:
+    """Spread the weights of ``model`` over the ranks, block by block (FSDP2); nothing happens in a single process.
+
+    Args:
+        model: changed in place, before an optimiser is made. The items of its outermost ModuleLists are the blocks.
+        methods: names of methods that are called beside ``forward`` and use weights (``hidden``, ``embed``).
+    """
+    start()
+    if world() == 1:
+        return model
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(device().type, (world(),))
+    half = torch.bfloat16 if device().type == "cuda" and torch.cuda.is_bf16_supported() else None
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
+    for part in [*_blocks(model), model]:
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+        part.set_gradient_divide_factor(1.0)  # type: ignore[attr-defined]  # update() divides by the weights of the batch
+    for name in methods:
+        register_fsdp_forward_method(model, name)
+    return model
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _blocks(child)
+
+
+def gather(value: Any) -> list[Any]:
+    """The ``value`` of every rank, in order of rank."""
+    if world() == 1:
+        return [value]
+    values = [None] * world()
+    td.all_gather_object(values, value)
+    return values
+
+
+def sum_gradients(params: Iterable[nn.Parameter]) -> None:
+    """Add up over all ranks the gradients of whole parameters (those of sharded ones are already added up)."""
+    if world() == 1:
+        return
+    plain = [p for p in params if not isinstance(p, DTensor)]
+    used = [any(flags) for flags in zip(*gather([p.grad is not None for p in plain]), strict=True)]
+    grads = []
+    for p, some in zip(plain, used, strict=True):
+        if some:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            grads.append(p.grad)
+    while grads:
+        count, bucket = 0, []
+        while (
+            grads
+            and (not bucket or count + grads[0].numel() <= BUCKET)
+            and (not bucket or grads[0].dtype == bucket[0].dtype)
+        ):
+            bucket.append(grads.pop(0))
+            count += bucket[-1].numel()
+        flat = torch.cat([grad.flatten() for grad in bucket])
+        td.all_reduce(flat)
+        for grad, summed in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
+            grad.copy_(summed.view_as(grad))
+
+
+def clip_gradients(params: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scale the gradients down to the length ``limit`` if they are longer; returns the length they had."""
+    with_grad = [p for p in params if p.grad is not None]
+    kinds = [[p for p in with_grad if isinstance(p, DTensor) is sharded] for sharded in (False, True)]
+    norms = [full(torch.nn.utils.get_total_norm([p.grad for p in kind])) for kind in kinds if kind]
+    norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm() if norms else torch.zeros(())
+    if limit != float("inf"):
+        for kind in filter(None, kinds):
+            torch.nn.utils.clip_grads_with_norm_(kind, limit, norm)
+    return norm
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor of a sharded one, on every rank."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def fill(target: Tensor, whole: Tensor) -> None:
+    """Copy a whole tensor into ``target``, this rank's part of it where that is sharded."""
+    with torch.no_grad():
+        if isinstance(target, DTensor):
+            whole = distribute_tensor(whole.to(target.device), target.device_mesh, target.placements)
+        target.copy_(whole)
+
+
+@contextmanager
+def peers() -> Iterator[None]:
+    """Say what a lost connection means.
+
+    Raises:
+        ConnectionError: another process died or did not answer in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "timeout")
+        if world() > 1 and (isinstance(error, td.DistError) or any(sign in str(error) for sign in signs)):
+            raise ConnectionError(
+                f"rank {rank()} of {world()} lost the others: one of them died or did not answer in time; "
+                f"see its own message, then start the same torchrun command again with --resume"
+            ) from error
+        raise

@@ -1,0 +1,86 @@
+"""Scopes of the training loop: what holds while a stage runs and is put back when it ends, however it ends."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+
+class Clock(dict[str, float]):
+    """Seconds by part: ``with clock("forward"): ...``"""
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self[part] = self.get(part, 0.0) + time.perf_counter() - start
+
+
+def precision(device: torch.device, wanted: Literal["auto", "float32", "bfloat16"] = "auto") -> torch.autocast:
+    """Autocast for the forward pass. auto: bfloat16 on a GPU that has it, else float32 (small models on a CPU lose)."""
+    has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted == "bfloat16" or (wanted == "auto" and has))
+
+
+@contextlib.contextmanager
+def mode(modules: Sequence[nn.Module], training: bool) -> Iterator[None]:
+    """All of ``modules`` in training mode, or all in evaluation mode."""
+    flags = [(part, part.training) for module in modules for part in module.modules()]
+    for module in modules:
+        module.train(training)
+    try:
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag
+
+
+@contextlib.contextmanager
+def recompute(modules: Sequence[nn.Module], wanted: bool) -> Iterator[None]:
+    """Gradient checkpointing in every part that has a ``checkpointing`` switch.
+
+    Raises:
+        ValueError: it is wanted and no part has one.
+    """
+    parts = [part for module in modules for part in module.modules() if wanted and hasattr(part, "checkpointing")]
+    if wanted and not parts:
+        kinds = ", ".join(type(module).__name__ for module in modules)
+        raise ValueError(f"checkpointing=True, but {kinds} has no part with a `checkpointing` switch; leave it out")
+    flags = [(part, part.checkpointing) for part in parts]
+    for part in parts:
+        part.checkpointing = True
+    try:
+        yield
+    finally:
+        for part, flag in flags:
+            part.checkpointing = flag
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """The SIGTERM and SIGINT that came, in order. A second SIGINT is Python's own again and ends at once."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield came
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if came and number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        came.append(number)
+        os.write(2, b"\nfinishing this step, then saving; Ctrl-C again stops at once\n")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
