@@ -301,7 +301,7 @@ def count(config: LMConfig, context: int = 0) -> dict[str, int]:
         context: tokens that attention looks back on; 0 leaves attention scores out.
     Returns:
         parameters: all weights. active: those one token is multiplied with (its experts only, no embedding rows).
-        forward_flops: 2 per active matrix element, plus 4 · heads · head_dim · context per layer. Training costs 3 times that.
+        forward_flops: 2 per active matrix element, and 4 · heads · head_dim · context per layer; training takes thrice.
     """
     with torch.device("meta"):
         model = LM(config)
