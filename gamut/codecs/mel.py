@@ -257,3 +257,9 @@ def griffin_lim(
         phase, before = ahead / ahead.abs().clamp(min=1e-8), now
     wav = torch.istft(magnitude * phase, n_fft, hop, win or n_fft, window, length=length)
     return wav.reshape(*mel.shape[:-2], length)
+
+
+def levelled(wav: Float[Tensor, " T"], level: float = 0.06) -> Float[Tensor, " T"]:
+    """The sound at one RMS (0.06 is -24 dB of full scale); silence stays silence."""
+    rms = wav.square().mean().sqrt() if wav.numel() else wav.new_zeros(())
+    return wav * (level / rms) if rms > 1e-5 else wav

@@ -4,15 +4,9 @@ Known sets are looked for under ``$GAMUT_DATA``, then in the cache (``$GAMUT_CAC
 then fetched from their public home. A ``Speech`` says where it comes from, so that reports can.
 """
 
-import hashlib
-import io
-import os
-import sys
-import tempfile
-import urllib.error
-import urllib.request
+import csv
+import json
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,18 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gamut.data import digits as digit_set
 from gamut.data import voices
-from gamut.io.files import atomic_write
-from gamut.io.media import soundfile
+from gamut.data.digits import DIGITS as DIGITS
+from gamut.io.media import read_audio
 
-FSDD_COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
-FSDD_URL = f"https://codeload.github.com/Jakobovski/free-spoken-digit-dataset/zip/{FSDD_COMMIT}"
-FSDD_SHA256 = "6f643a7422de89763625dfc9aa79427e69f7a690223a5bc5752a2f56db5af465"  # of the PCM, clips by file name
-FSDD_ORIGIN = "Free Spoken Digit Dataset, recordings of six people (Jakobovski et al.)"
-FSDD_LICENCE = "CC BY-SA 4.0"
 TAKES = {"test": range(0, 5), "validation": range(5, 8), "train": range(8, 50)}  # test: the set's own split
-CONNECT_SECONDS = 5.0
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TRANSCRIPTS = ("transcripts.csv", "transcripts.tsv", "transcripts.jsonl", "metadata.csv")
+FILE_COLUMNS, TEXT_COLUMNS = ("file", "file_name", "path", "audio", "wav", "id"), ("text", "transcript", "sentence")
+SUFFIXES = ("", ".wav", ".flac", ".ogg", ".mp3")
+
 
 
 @dataclass(frozen=True)
@@ -72,16 +64,6 @@ class Speech(Sequence[Clip]):
         return self._read(self._order[index])
 
 
-def data_root() -> Path | None:
-    """``$GAMUT_DATA`` if it is set."""
-    return Path(os.environ["GAMUT_DATA"]) if os.environ.get("GAMUT_DATA") else None
-
-
-def cache_root() -> Path:
-    """``$GAMUT_CACHE``, or ~/.cache/gamut."""
-    return Path(os.environ.get("GAMUT_CACHE") or Path.home() / ".cache" / "gamut")
-
-
 def digits(split: str = "train", source: str = "auto") -> Speech:
     """Spoken digits 0-9 at 8 kHz; ``clip.text`` is the numeral, ``clip.labels`` hold ``digit`` and ``take``.
 
@@ -97,17 +79,17 @@ def digits(split: str = "train", source: str = "auto") -> Speech:
         raise ValueError(f"split must be one of {', '.join(TAKES)}, got {split!r}")
     if source not in ("auto", "recordings", "synthetic"):
         raise ValueError(f"source must be 'auto', 'recordings' or 'synthetic', got {source!r}")
-    origin, licence = FSDD_ORIGIN, FSDD_LICENCE
+    origin, licence = digit_set.ORIGIN, digit_set.LICENCE
     if source != "synthetic":
         try:
-            arrays = _recordings()
+            arrays = digit_set.recordings()
         except ConnectionError as error:
             if source == "recordings":
                 raise
             warnings.warn(f"{error} Going on with {voices.ORIGIN}.", stacklevel=2)
             source = "synthetic"
     if source == "synthetic":
-        arrays, origin, licence = _synthetic(), voices.ORIGIN, "made here"
+        arrays, origin, licence = digit_set.synthetic(), voices.ORIGIN, "made here"
     wav, ends = arrays["wav_int16"], np.cumsum(arrays["length"])
 
     def read(i: int) -> Clip:
@@ -118,91 +100,106 @@ def digits(split: str = "train", source: str = "auto") -> Speech:
     return Speech("digits", origin, licence, read, np.isin(arrays["take"], TAKES[split]).nonzero()[0].tolist())
 
 
-def _recordings() -> dict[str, np.ndarray]:
-    """The arrays of the digit set, found or fetched; ConnectionError if neither is possible."""
-    places = [root / "speech" / "fsdd_8k.npz" for root in [data_root()] if root] + [cache_root() / "fsdd_8k.npz"]
-    for place in places:
-        if place.exists():
-            with np.load(place) as file:
-                return _checked(dict(file), str(place))
-    arrays = _checked(_unpack(_fetch(FSDD_URL, "Free Spoken Digit Dataset, about 16 MB")), FSDD_URL)
-    _save(places[-1], arrays)
-    return arrays
+def folder(path: str | Path, rate: int | None = None, *, origin: str = "", licence: str = "not stated") -> Speech:
+    """Your own recordings: a folder with sound files and one file of transcripts.
+
+    Args:
+        path: holds transcripts.csv or .tsv (a header with a file and a text column), transcripts.jsonl (the same as
+            keys), or metadata.csv as in LJ Speech (``id|raw text|normalised text``, no header; or with a header and
+            commas). Files are named relative to the folder or its ``wavs``, suffix optional. Columns ``speaker`` and
+            others are kept.
+        rate: resample to this many Hz; None keeps each file's own.
+        origin: what reports say about the recordings; default names the folder.
+    Raises:
+        ValueError: no folder, no or an empty transcript file, a line without file or text, a line that names a missing
+            clip. All are found at once, by line, before any sound is read.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"'{path}' is not a folder; give one that holds sound files and {', '.join(TRANSCRIPTS)}")
+    table = next((path / name for name in TRANSCRIPTS if (path / name).exists()), None)
+    if table is None:
+        raise ValueError(f"'{path}' holds no transcripts; allowed: {', '.join(TRANSCRIPTS)}; write one line per clip, "
+                         f"e.g. transcripts.csv with the columns file,text")
+    rows = [_row(path, table, line, entry) for line, entry in _entries(table)]
+    if not rows:
+        raise ValueError(f"'{table}' lists no clips; write one line per clip")
+
+    def read(i: int) -> Clip:
+        file, text, labels = rows[i]
+        wav, found = read_audio(file, rate)
+        return Clip(wav, found, text, str(labels.get("speaker", "")), file.stem, labels)
+
+    return Speech(path.name, origin or f"recordings in {path}", licence, read, range(len(rows)))
 
 
-def _checked(arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    got = hashlib.sha256(arrays["wav_int16"].astype("<i2").tobytes()).hexdigest()
-    if got != FSDD_SHA256:
-        raise ValueError(f"the digit recordings of {where} are not the published ones: SHA-256 of their samples is "
-                         f"{got}, should be {FSDD_SHA256}; delete that copy and run again")
-    return arrays
+def _entries(table: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Line number and columns of each line of a transcript file."""
+    lines = table.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+    if table.suffix == ".jsonl":
+        out = []
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line) if line.strip() else None
+            except json.JSONDecodeError as error:
+                raise ValueError(f"'{table}' line {number} is not JSON ({error.msg}); one object a line") from error
+            if entry is not None and not isinstance(entry, dict):
+                raise ValueError(f"'{table}' line {number} is not a JSON object but {entry!r}; write one with the "
+                                 f"keys file and text")
+            out += [(number, entry)] if entry else []
+        return out
+    if table.name == "metadata.csv" and lines and "|" in lines[0]:  # LJ Speech
+        split = [(number, line.strip().split("|")) for number, line in enumerate(lines, 1) if line.strip()]
+        return [(number, {"file": parts[0], "text": parts[-1] if len(parts) > 1 else ""}) for number, parts in split]
+    reader = csv.DictReader(lines, delimiter="\t" if table.suffix == ".tsv" else ",")
+    return [(reader.line_num, {k.strip().lower(): v for k, v in entry.items() if k}) for entry in reader]
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    atomic_write(path, buffer.getvalue())
+def _row(path: Path, table: Path, line: int, entry: dict[str, Any]) -> tuple[Path, str, dict[str, Any]]:
+    name = next((entry[key] for key in FILE_COLUMNS if entry.get(key)), None)
+    text = next((entry[key] for key in TEXT_COLUMNS if entry.get(key) is not None), None)
+    if not name or text is None:
+        raise ValueError(f"'{table}' line {line} needs a file and a text, got columns {sorted(entry)}; name them "
+                         f"{' or '.join(FILE_COLUMNS)}, and {' or '.join(TEXT_COLUMNS)}")
+    for candidate in (base / f"{name}{suffix}" for base in (path, path / "wavs") for suffix in SUFFIXES):
+        if candidate.is_file():
+            return candidate, text, {k: v for k, v in entry.items() if k not in FILE_COLUMNS + TEXT_COLUMNS}
+    raise ValueError(f"'{table}' line {line} names the clip '{name}', which is neither in '{path}' nor in "
+                     f"'{path / 'wavs'}'; add the file, or delete the line")
 
 
-def _fetch(url: str, what: str) -> io.IOBase:
-    """Download into an unnamed temporary file, telling stderr how far it is."""
-    target, done = tempfile.TemporaryFile(), 0
-    print(f"downloading {what}, from {url}", file=sys.stderr)
+def coffee(rate: int | None = None) -> Speech:
+    """530 spoken coffee orders of over 50 people, 16 kHz: no transcript; ``labels`` hold ``intent`` and ``slots``."""
+    rows = _parquet("coffee_commands_16k.parquet")
+
+    def read(i: int) -> Clip:
+        wav, found = read_audio(rows[i]["opus"], rate)
+        labels = {"intent": rows[i]["intent"], "slots": json.loads(rows[i]["slots"])}
+        return Clip(wav, found, "", name=str(rows[i]["id"]), labels=labels)
+
+    origin = "crowd-sourced spoken coffee orders (Picovoice speech-to-intent benchmark)"
+    return Speech("coffee orders", origin, "Apache-2.0", read, range(len(rows)))
+
+
+def ljspeech(rate: int | None = None) -> Speech:
+    """Eight sentences of LJ Speech, one reader, 22.05 kHz; ``text`` is the normalised transcript."""
+    rows = _parquet("ljspeech_8.parquet")
+
+    def read(i: int) -> Clip:
+        wav, found = read_audio(rows[i]["flac"], rate)
+        return Clip(wav, found, rows[i]["text_norm"], "LJ", str(rows[i]["id"]), {"raw": rows[i]["text"]})
+
+    return Speech("LJ Speech, 8 sentences", "LJ Speech, recordings of one reader", "public domain", read,
+                  range(len(rows)))
+
+
+def _parquet(name: str) -> list[dict]:
+    root = digit_set.data_root()
+    if root is None or not (root / "speech" / name).exists():
+        raise ValueError(f"speech/{name} is not under GAMUT_DATA ({root or 'not set'}), and it is not fetched from "
+                         f"elsewhere; set GAMUT_DATA to the folder that holds it")
     try:
-        with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer:
-            while block := answer.read(1 << 20):
-                target.write(block)
-                done += len(block)
-                print(f"\r{done / 1e6:.0f} MB", end="", file=sys.stderr, flush=True)
-    except (OSError, urllib.error.URLError) as error:  # time-outs and refusals included
-        raise ConnectionError(f"{what}: cannot be downloaded ({error}); set GAMUT_DATA to a folder that has "
-                              f"speech/fsdd_8k.npz, or try again with a network.") from error
-    print(file=sys.stderr)
-    target.seek(0)
-    return target
-
-
-def _unpack(archive: io.IOBase) -> dict[str, np.ndarray]:
-    """recordings/DIGIT_SPEAKER_TAKE.wav of the repository's zip, in file-name order."""
-    sf, clips = soundfile(), {}
-    try:
-        with zipfile.ZipFile(archive) as file:  # type: ignore[arg-type]
-            for path in map(Path, file.namelist()):
-                if path.suffix == ".wav" and path.parent.name == "recordings":
-                    samples, _ = sf.read(io.BytesIO(file.read(str(path))), dtype="int16", always_2d=True)
-                    clips[path.stem] = samples[:, 0]
-    except zipfile.BadZipFile as error:
-        raise ConnectionError(f"the downloaded archive of the digit set is incomplete ({error}); try again.") from error
-    return _arrays({name + ".wav": clips[name] for name in clips})
-
-
-def _arrays(clips: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Clips by DIGIT_SPEAKER_TAKE.wav to the flat arrays of the cache file, sorted by name."""
-    names = sorted(clips)
-    parts = [name.removesuffix(".wav").split("_") for name in names]
-    return {
-        "wav_int16": np.concatenate([clips[name] for name in names]),
-        "length": np.array([len(clips[name]) for name in names], np.int32),
-        "digit": np.array([part[0] for part in parts]).astype(np.uint8),
-        "speaker": np.array([part[1] for part in parts]),
-        "take": np.array([part[2] for part in parts]).astype(np.uint8),
-    }
-
-
-def _synthetic(takes: int = 50) -> dict[str, np.ndarray]:
-    """As many synthetic clips as there are recordings, with seeded speed, pitch and loudness; kept in the cache."""
-    place = cache_root() / "espeak_digits_8k.npz"
-    if place.exists():
-        with np.load(place) as file:
-            return dict(file)
-    draw, clips = np.random.default_rng(0), {}
-    for digit, word in enumerate(DIGITS):
-        for voice in voices.VOICES:
-            for take in range(takes):
-                speed, pitch = draw.uniform(0.7, 1.5), int(draw.integers(20, 80))
-                wav = voices.say(word, rate=8000, voice=voice, speed=speed, pitch=pitch)
-                loud = draw.uniform(0.2, 0.9) / wav.abs().amax().item()
-                clips[f"{digit}_espeak-{voice}_{take}.wav"] = (wav * loud * 32767).round().to(torch.int16).numpy()
-    arrays = _arrays(clips)
-    _save(place, arrays)
-    return arrays
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("Parquet files need pyarrow; run: pip install pyarrow") from error
+    return pyarrow.parquet.read_table(root / "speech" / name).to_pylist()

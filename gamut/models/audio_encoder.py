@@ -1,0 +1,202 @@
+"""Whisper's encoder, which Qwen2-Audio and Step-Audio 2 took over and pool by two.
+
+    mel (100 a second) -> two convolutions (50) -> + positions -> transformer -> pooling (25) -> norm
+
+N clips · M mel channels · F mel frames · T encoder steps · D width · H heads · C channels per head
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+import gamut
+from gamut.io.folders import load_config, load_strict, load_tensors, save_folder
+from gamut.io.keys import step_audio_2 as keys
+
+EDGES = ("open", "parity", "closed")
+
+
+@dataclass(frozen=True)
+class AudioEncoderConfig:
+    """Widths are channels, lengths are encoder steps. The defaults are Step-Audio 2 mini's (fact sheet §3)."""
+
+    mels: int = 128
+    width: int = 1280
+    layers: int = 32
+    heads: int = 20
+    ffn: int = 5120
+    positions: int = 1500  # encoder steps before pooling: 30 s
+    pool: int = 2  # steps averaged into one; Whisper 1
+    norm_eps: float = 1e-5
+    edge: str = "parity"  # what a clip feels of the batch behind its end; see AudioEncoder
+
+    def __post_init__(self):
+        if self.edge not in EDGES:
+            raise ValueError(f"edge must be one of {', '.join(EDGES)}, got {self.edge!r}")
+        if self.width % self.heads or self.width % 2 or self.pool < 1:
+            raise ValueError(f"heads must divide an even width, and pool must be at least 1; "
+                             f"got width={self.width}, heads={self.heads}, pool={self.pool}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "AudioEncoderConfig":
+        """From plain values, as config.json holds them. Raises ValueError for an unknown field."""
+        if unknown := set(values) - {f.name for f in fields(cls)}:
+            raise ValueError(f"unknown audio encoder config fields {sorted(unknown)}; "
+                             f"allowed: {[f.name for f in fields(cls)]}")
+        return cls(**values)
+
+
+class SelfAttention(nn.Module):
+    """Every step sees every step that counts. The key has no bias: softmax would cancel it."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q, self.k = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+        self.v, self.out = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(
+        self, x_NTD: Float[Tensor, "N T D"], seen_NT: Bool[Tensor, "N T"] | None
+    ) -> Float[Tensor, "N T D"]:
+        q, k, v = (part(x_NTD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        mask = None if seen_NT is None else seen_NT[:, None, None, :]
+        y_NHTC = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(y_NHTC.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        return self.down(F.gelu(self.up(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, config: AudioEncoderConfig):
+        super().__init__()
+        c = config
+        self.norm1, self.attn = nn.LayerNorm(c.width, c.norm_eps), SelfAttention(c.width, c.heads)
+        self.norm2, self.mlp = nn.LayerNorm(c.width, c.norm_eps), MLP(c.width, c.ffn)
+
+    def forward(self, x_NTD: Float[Tensor, "N T D"], seen_NT: Bool[Tensor, "N T"] | None) -> Float[Tensor, "N T D"]:
+        x_NTD = x_NTD + self.attn(self.norm1(x_NTD), seen_NT)
+        return x_NTD + self.mlp(self.norm2(x_NTD))
+
+
+class AudioEncoder(nn.Module):
+    """Log-mels to one vector per 40 ms (per 20 ms without pooling).
+
+    ``config.edge`` says what a clip feels of the zeros behind its end when it shares a batch with a longer one:
+        open    Qwen2-Audio: attention ends at the clip; its last step still mixes in what the convolutions make
+                of the padding.
+        parity  Step-Audio 2 as released: as open, but where the padded length is even, a clip of odd length loses
+                its last half-pooled step from attention. ``codecs.mel.pad_mels(odd=True)`` avoids it.
+        closed  ours: nothing crosses the end, so a clip's vectors do not depend on its batch. For new models.
+    """
+
+    def __init__(self, config: AudioEncoderConfig = AudioEncoderConfig()):
+        super().__init__()
+        c = self.config = config
+        self.conv1 = nn.Conv1d(c.mels, c.width, 3, padding=1)
+        self.conv2 = nn.Conv1d(c.width, c.width, 3, stride=2, padding=1)
+        self.positions = nn.Parameter(sinusoids(c.positions, c.width), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self.norm = nn.LayerNorm(c.width, c.norm_eps)
+
+    def lengths(self, lens_N: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """Vectors of a clip with so many usable mel frames."""
+        return (lens_N + 1) // 2 // self.config.pool
+
+    def embed(
+        self, mels_NMF: Float[Tensor, "N M F"], lens_N: Int[Tensor, " N"] | None = None
+    ) -> Float[Tensor, "N T D"]:
+        """What the first block sees: the convolutions' output plus positions.
+
+        Raises:
+            ValueError: for another number of mel channels, or more frames than there are positions.
+        """
+        c, frames = self.config, mels_NMF.shape[-1]
+        if mels_NMF.shape[1] != c.mels or not 1 <= frames <= 2 * c.positions:
+            raise ValueError(f"this encoder takes {c.mels} mel channels and 1 to {2 * c.positions} frames "
+                             f"({c.positions / 50:g} s), got {mels_NMF.shape[1]} and {frames}; cut longer sound with "
+                             f"gamut.codecs.mel.pieces")
+        keep, x_NMF = 1, mels_NMF.to(self.conv1.weight.dtype)
+        if c.edge == "closed" and lens_N is not None:
+            keep = (torch.arange(frames, device=mels_NMF.device) < lens_N.to(mels_NMF.device)[:, None])[:, None]
+        x_NDF = F.gelu(self.conv1(x_NMF * keep)) * keep
+        return F.gelu(self.conv2(x_NDF)).transpose(1, 2) + self.positions[:(frames + 1) // 2]
+
+    def forward(
+        self, mels_NMF: Float[Tensor, "N M F"], lens_N: Int[Tensor, " N"] | None = None
+    ) -> tuple[Float[Tensor, "N T D"], Int[Tensor, " N"]]:
+        """Encode a batch of log-mels.
+
+        Args:
+            mels_NMF: zeros behind the shorter clips.
+            lens_N: usable frames of each clip (Step-Audio 2: its frames minus 2); None counts all frames of all.
+        Returns:
+            vectors (N, T, D) with T = (F + 1) // 2 // pool, and how many of them each clip has; the rest mean nothing
+            (0 where the edge is closed).
+        """
+        frames, device = mels_NMF.shape[-1], mels_NMF.device
+        if lens_N is None:
+            seen_NT, lens_N = None, torch.full(mels_NMF.shape[:1], frames, device=device)
+        else:
+            lens_N = lens_N.to(device)
+            first = (frames + 1) % 2 if self.config.edge == "parity" else 0
+            last_N1 = lens_N[:, None].clamp(min=first + 1)  # an empty clip keeps a step: no softmax over nothing
+            seen_NT = torch.arange(first, frames, 2, device=device) < last_N1
+        x_NTD = self.embed(mels_NMF, lens_N)
+        for block in self.blocks:
+            x_NTD = block(x_NTD, seen_NT)
+        if self.config.pool > 1:
+            x_NTD = F.avg_pool1d(x_NTD.transpose(1, 2), self.config.pool).transpose(1, 2)
+        x_NTD, count_N = self.norm(x_NTD), self.lengths(lens_N)
+        if self.config.edge == "closed":
+            x_NTD = x_NTD * (torch.arange(x_NTD.shape[1], device=count_N.device) < count_N[:, None])[..., None]
+        return x_NTD, count_N
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> "AudioEncoder":
+        """From a folder of ours, or the encoder out of a Hugging Face Whisper or Qwen2-Audio folder.
+
+        Raises:
+            ValueError: another class or model_type, and what ``io/folders.py`` reports of the files.
+        """
+        stored, tensors = load_config(path), load_tensors(path, dtype)
+        if "gamut" in stored:
+            if stored.get("class") != cls.__name__:
+                raise ValueError(f"'{path}' holds a {stored.get('class')}, not an {cls.__name__}; "
+                                 f"load it with that class")
+            config = stored["config"]
+        else:
+            config = keys.encoder_config_from_official(stored)
+            tensors = keys.encoder_to_ours(tensors)
+        with torch.device("meta"):
+            encoder = cls(AudioEncoderConfig.from_dict(config))
+        load_strict(encoder, tensors, path)
+        return encoder.eval()
+
+    def save_pretrained(self, path: str | Path, card: str = "") -> Path:
+        """A checkpoint folder that ``from_pretrained`` reads."""
+        config = {"gamut": gamut.__version__, "class": type(self).__name__, "config": asdict(self.config)}
+        return save_folder(path, self.state_dict(), config, card=card)
+
+
+def sinusoids(length: int, width: int) -> Float[Tensor, "T D"]:
+    """Whisper's fixed positions: sines in the first half of the channels, cosines in the second, periods of 2π to
+    2π · 10⁴ steps."""
+    half = width // 2
+    rate_C = torch.exp(-torch.arange(half) * (math.log(1e4) / max(1, half - 1)))
+    angle_TC = torch.arange(length)[:, None] * rate_C
+    return torch.cat([angle_TC.sin(), angle_TC.cos()], 1)
