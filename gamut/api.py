@@ -140,7 +140,8 @@ def run(
 
 def execute(recipe: Recipe, config: Any, run: Run) -> Result:
     """main, then the claims, then result.json and report.html."""
-    from gamut.io.report import Claims, run_report
+    from gamut.io.report import Claims, Heading, run_report
+    from gamut.train.log import COUNTS, PARTS
 
     body, began = module(recipe), time.monotonic()
     try:
@@ -150,7 +151,8 @@ def execute(recipe: Recipe, config: Any, run: Run) -> Result:
     rows = verdicts(getattr(body, "CLAIMS", ()), result)
     minutes = round((time.monotonic() - began) / 60, 2)
     run.finish({"metrics": result.metrics, "claims": rows, "minutes": minutes})
-    run_report(run, recipe, [Claims(rows), *result.notes.get("report", [])])
+    claims = [Heading("What is claimed, and whether it holds"), Claims(rows)] if rows else []
+    run_report(run, recipe, [*claims, *result.notes.get("report", [])], parts=list(PARTS), counts=COUNTS)
     result.notes["claims"] = rows
     return result
 
