@@ -66,6 +66,25 @@ class Tokenizer:
         inner.add_special_tokens(list(specials))
         return cls(inner)
 
+    @classmethod
+    def train(cls, texts: Sequence[str], vocab: int, specials: Sequence[str] = ()) -> "Tokenizer":
+        """Byte-level BPE learned from ``texts``; every digit stays a token of its own, as in Qwen2.
+
+        Args:
+            vocab: tokens before the special strings, at least 256 (the bytes).
+            specials: get the ids behind them, in their order.
+        """
+        tokenizers = _library()
+        inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+        pre = tokenizers.pre_tokenizers
+        inner.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)])
+        inner.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab, initial_alphabet=pre.ByteLevel.alphabet(), show_progress=False)
+        inner.train_from_iterator(texts, trainer)
+        inner.add_special_tokens(list(specials))
+        return cls(inner)
+
     @property
     def vocab(self) -> int:
         """Rows an embedding needs: the largest id plus one (released vocabularies have gaps)."""

@@ -1,0 +1,137 @@
+"""A world of spoken numbers whose truth is known: strings put together from single recorded digits, and tasks on them."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gamut.codecs.chat import TRANSCRIBE
+from gamut.codecs.mel import levelled
+from gamut.data.sources import Clip
+
+RATE = 8000  # Hz
+
+
+@dataclass(frozen=True)
+class Said:
+    """A string of digits as sound: wav (T,) at 8 kHz, what is said, and where (samples) each digit lies."""
+
+    wav: Tensor
+    digits: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of the digits heard. ``answer`` gives the digits to write and to say."""
+
+    name: str
+    prompt: str
+    counts: tuple[int, ...]  # how many digits the question may hold
+    answer: Callable[[Sequence[int]], str]
+    tool: str = ""  # the operator, where a calculator is to be called
+
+
+def _row(digits: Sequence[int]) -> str:
+    return "".join(map(str, digits))
+
+
+TASKS = (
+    Task("transcribe", TRANSCRIBE, (1, 2, 3, 4, 5, 6), _row),
+    Task("sum", "Say the sum of the two numbers.", (2,), lambda d: str(d[0] + d[1])),
+    Task("difference", "Say how far apart the two numbers are.", (2,), lambda d: str(abs(d[0] - d[1]))),
+    Task("maximum", "Say the larger of the two numbers.", (2,), lambda d: str(max(d))),
+    Task("reverse", "Say the numbers in reverse.", (2, 3, 4), lambda d: _row(d[::-1])),
+    Task("product", "Multiply the two numbers with the calculator.", (2,), lambda d: str(d[0] * d[1]), tool="*"),
+)
+
+
+class Digits:
+    """Recorded digits held in memory at one loudness, ready to be strung together.
+
+    Args:
+        clips: utterances of one digit each (``sources.digits``).
+        speakers: keep only these; all if empty.
+    """
+
+    def __init__(self, clips: Sequence[Clip], speakers: Sequence[str] = ()):
+        kept = [clip for clip in clips if not speakers or clip.speaker in speakers]
+        if not kept:
+            raise ValueError(f"no clip of the speakers {list(speakers)}; there are {sorted({c.speaker for c in clips})}")
+        self.wavs = [levelled(clip.wav) for clip in kept]
+        self.digits = [int(clip.labels["digit"]) for clip in kept]
+        self.speakers = [clip.speaker for clip in kept]
+        self.by_digit = {d: [i for i, digit in enumerate(self.digits) if digit == d] for d in range(10)}
+
+    def __len__(self) -> int:
+        return len(self.wavs)
+
+    def say(
+        self, digits: Sequence[int], rng: random.Random, *, vary: bool = True, gap: tuple[float, float] = (0.02, 0.3)
+    ) -> Said:
+        """Each digit by a recording drawn at random, silence between and around.
+
+        Args:
+            vary: change speed by up to 13 % (pitch goes with it) and loudness by up to 5 dB per digit.
+            gap: least and greatest silence in seconds.
+        """
+        parts, spans, at = [_silence(rng, gap)], [], 0
+        for digit in digits:
+            wav = self.wavs[rng.choice(self.by_digit[digit])]
+            if vary:
+                wav = wav * 10 ** rng.uniform(-0.25, 0.25)
+                if rng.random() < 0.5:
+                    wav = stretched(wav, rng.uniform(0.88, 1.14))
+            at += len(parts[-1])
+            spans.append((at, at + len(wav)))
+            at += len(wav)
+            parts += [wav, _silence(rng, gap)]
+        return Said(torch.cat(parts), tuple(digits), tuple(spans))
+
+
+def _silence(rng: random.Random, seconds: tuple[float, float]) -> Tensor:
+    return torch.zeros(int(rng.uniform(*seconds) * RATE))
+
+
+def stretched(wav: Tensor, factor: float) -> Tensor:
+    """Played slower (factor > 1) or faster, by linear interpolation."""
+    return F.interpolate(wav[None, None], scale_factor=factor, mode="linear")[0, 0]
+
+
+def noisy(wav: Tensor, rng: random.Random, quiet: float = -4.5, loud: float = -2.0) -> Tensor:
+    """White noise of RMS 10^quiet to 10^loud added; three times in ten none. Seeded by ``rng``."""
+    if rng.random() < 0.3:
+        return wav
+    return wav + _white(len(wav), rng) * 10 ** rng.uniform(quiet, loud)
+
+
+def _white(length: int, rng: random.Random) -> Tensor:
+    return torch.randn(length, generator=torch.Generator().manual_seed(rng.getrandbits(32)))
+
+
+def not_speech(digits: Digits, rng: random.Random) -> Tensor:
+    """Sound that says nothing: a recording played backwards, silence, white or coloured noise, steady or pulsing."""
+    kind = rng.random()
+    if kind < 0.5:
+        return rng.choice(digits.wavs).flip(0)
+    length = int(rng.uniform(0.3, 1.2) * RATE)
+    if kind < 0.6:
+        return torch.zeros(length)
+    spectrum = torch.fft.rfft(_white(length, rng))
+    colour = torch.linspace(1e-2, 1, len(spectrum)) ** rng.uniform(-1, 1)
+    wav = torch.fft.irfft(spectrum * colour, length)
+    if kind > 0.85:
+        wav = wav * torch.linspace(0, rng.uniform(3, 30), length).sin().abs()
+    return wav / wav.std() * 10 ** rng.uniform(-3, -0.8)
+
+
+def padded(wavs: Sequence[Tensor], multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """Sounds stacked with silence behind them, to a multiple of samples: (B, T) and their own lengths (B,)."""
+    lengths = torch.tensor([len(wav) for wav in wavs])
+    rows = torch.zeros(len(wavs), -(-int(lengths.max()) // multiple) * multiple)
+    for row, wav in zip(rows, wavs, strict=True):
+        row[: len(wav)] = wav
+    return rows, lengths

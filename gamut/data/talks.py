@@ -1,0 +1,129 @@
+"""Conversations about spoken numbers, as Step-Audio 2 would see them: heard, answered in text or aloud, with a tool."""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gamut.codecs.audio import MelCodec
+from gamut.codecs.chat import AUDIO_END, AUDIO_PATCH, AUDIO_START, BOT, EOT, READ_ALOUD, TTS_END, TTS_PAD, TTS_START
+from gamut.codecs.chat import encode_turns
+from gamut.codecs.mel import pad_mels, patches, step_audio_2_mel
+from gamut.codecs.text import Tokenizer
+from gamut.codecs.weave import Marks, build_ta4
+from gamut.data.spoken import RATE, TASKS, Digits, Said, Task, noisy
+from gamut.generate.tools import calculator
+from gamut.io.media import resample
+
+TOOLS = [calculator().schema]
+ROLES = ("system", "human", "assistant", "function_output", "tool_json_schemas")
+
+
+@dataclass(frozen=True)
+class TalkBatch:
+    """Rows padded on the right. ``learn_BT`` marks what the assistant wrote itself."""
+
+    ids_BT: Int[Tensor, "B T"]
+    learn_BT: Bool[Tensor, "B T"]
+    mels_NMF: Float[Tensor, "N M F"] | None
+    lens_N: Int[Tensor, " N"] | None
+    audio_s: float
+
+
+def tokenizer(codes: int) -> Tokenizer:
+    """Bytes, the words of the prompts, then the special strings with ``codes`` audio tokens and their padding last."""
+    call = 'function\ncalculator\n{"expression": "3*4"}'
+    texts = [task.prompt for task in TASKS] + [f"{role}\n" for role in ROLES] + [READ_ALOUD, call, json.dumps(TOOLS)]
+    marks = [BOT, EOT, "<tool_call>", "</tool_call>", AUDIO_START, AUDIO_END, AUDIO_PATCH, TTS_START, TTS_END, TTS_PAD]
+    return Tokenizer.train(texts * 4, 768, [*marks, *(f"<audio_{code}>" for code in range(codes + 1))])
+
+
+def hear(wav: Float[Tensor, " T"], rate: int = RATE) -> Float[Tensor, "M F"]:
+    """What the encoder is given of a sound."""
+    return step_audio_2_mel(resample(wav, rate, 16000))
+
+
+def question(task: Task, frames: int) -> list[dict]:
+    """System prompt and the human's recording of so many mel frames."""
+    sound = [{"type": "audio", "patches": patches(frames)}]
+    return [{"role": "system", "content": task.prompt}, {"role": "human", "content": sound}]
+
+
+def call(task: Task, digits: Sequence[int]) -> list[dict]:
+    """The calculator is asked, and answers."""
+    function = {"name": "calculator", "arguments": {"expression": task.tool.join(map(str, digits))}}
+    asked = {"role": "assistant", "content": "", "tool_calls": [{"id": "call_0", "function": function}]}
+    return [asked, {"role": "tool", "tool_call_id": "call_0", "content": task.answer(digits)}]
+
+
+class Talks:
+    """Makes conversations out of recorded digits.
+
+    Args:
+        digits: what people say. voice: recordings in the one voice that answers. codec: turns them into tokens.
+    """
+
+    def __init__(self, digits: Digits, voice: Digits, codec: MelCodec, words: Tokenizer, seed: int = 0):
+        self.digits, self.voice, self.codec, self.words, self.seed = digits, voice, codec, words, seed
+        self.marks = Marks.of(words, codec.vocab)
+
+    def spoken(self, answer: str, rng: random.Random) -> list[int]:
+        """A woven answer: the digits written, and said by recordings of the voice."""
+        wav = self.voice.say([int(c) for c in answer], rng, vary=False, gap=(0.04, 0.12)).wav
+        codes = self.codec.encode(wav[None])[0].tolist()
+        return build_ta4(self.words.encode(answer), self.marks.audio_ids(codes), self.marks)
+
+    def talk(self, task: Task, said: Said, frames: int, aloud: bool, rng: random.Random) -> list[dict]:
+        """Question to answer, whole."""
+        messages = question(task, frames)
+        if task.tool:
+            messages += call(task, said.digits)
+        answer = task.answer(said.digits)
+        spoken = [{"type": "token", "token": self.spoken(answer, rng)}] if aloud else answer
+        return [*messages, {"role": "assistant", "content": spoken}]
+
+    def read_aloud(self, rng: random.Random) -> list[dict]:
+        """Text to speech without a question: the system's request holds the digits."""
+        answer = "".join(str(rng.randrange(10)) for _ in range(rng.randint(1, 4)))
+        spoken = [{"type": "token", "token": self.spoken(answer, rng)}]
+        return [{"role": "system", "content": READ_ALOUD + answer}, {"role": "assistant", "content": spoken}]
+
+    def batch(
+        self, index: int, size: int, tasks: Sequence[Task] = TASKS, aloud: float = 0.5, read: float = 0.15
+    ) -> TalkBatch:
+        """Conversation batch number ``index``: equally many digits, all with a tool or none, so that little is padded.
+
+        Args:
+            aloud: share of answers that are spoken (never a transcript). read: share of text to speech.
+        """
+        rng = random.Random(f"talks {self.seed} {index}")
+        tool, counts = rng.choice([(task.tool, n) for task in tasks for n in task.counts])
+        fitting = [task for task in tasks if task.tool == tool and counts in task.counts]
+        rows, mels, seconds = [], [], 0.0
+        for _ in range(size):
+            if not tool and rng.random() < read:
+                messages, tools = self.read_aloud(rng), None
+            else:
+                task = rng.choice(fitting)
+                said = self.digits.say([rng.randrange(10) for _ in range(counts)], rng)
+                mels.append(hear(noisy(said.wav, rng)))
+                seconds += len(said.wav) / RATE
+                speak = task.name != "transcribe" and rng.random() < aloud
+                messages = self.talk(task, said, mels[-1].shape[-1], speak, rng)
+                tools = TOOLS if task.tool else None
+            rows.append(encode_turns(messages, self.words, tools, codes=self.codec.vocab))
+        return self._stacked(rows, mels, seconds)
+
+    def _stacked(self, rows: list[tuple[list[int], list[bool]]], mels: list[Tensor], seconds: float) -> TalkBatch:
+        length = max(len(ids) for ids, _ in rows)
+        ids_BT = torch.full((len(rows), length), self.words.id(EOT))
+        learn_BT = torch.zeros(len(rows), length, dtype=torch.bool)
+        for row, (ids, learn) in enumerate(rows):
+            ids_BT[row, : len(ids)] = torch.tensor(ids)
+            learn_BT[row, : len(ids)] = torch.tensor(learn)
+        learn_BT &= ids_BT != self.marks.start  # whether to speak is the prompt's choice, not the model's
+        return TalkBatch(ids_BT, learn_BT, *(pad_mels(mels) if mels else (None, None)), seconds)

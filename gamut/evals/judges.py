@@ -1,0 +1,73 @@
+"""Listeners apart from the model: what they hear in a sound, and how far they can be trusted.
+
+T samples at 8 kHz · M mel bins · F mel frames (100 a second)
+"""
+
+import random
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from gamut.codecs.mel import levelled, log_mel
+from gamut.data.spoken import RATE, Digits, not_speech
+from gamut.data.sources import DIGITS
+from gamut.models.judge import DigitJudge, best_path
+
+SURE = 0.9  # a confidence from which the judge counts as convinced; ours
+
+
+def judge_mel(wav: Float[Tensor, "*B T"], mels: int = 64) -> Float[Tensor, "*B M F"]:
+    """The log-mel that ``DigitJudge`` takes."""
+    return log_mel(wav, rate=RATE, n_fft=512, win=320, hop=80, mels=mels)
+
+
+@torch.no_grad()
+def hear(judge: DigitJudge, wav_T: Float[Tensor, " T"]) -> tuple[list[int], float]:
+    """(digits heard, confidence in [0, 1] of the least sure one); nothing heard is ([], 0).
+
+    The sound is brought to one loudness and set between two tenths of a second of silence first.
+    """
+    wav_T = F.pad(levelled(wav_T), (RATE // 10,) * 2)
+    return best_path(judge(judge_mel(wav_T, judge.config.mels)[None])[0], blank=judge.config.classes)
+
+
+def trust(judge: DigitJudge, digits: Digits, seed: int = 0) -> dict[str, float]:
+    """How good the judge is on recordings it was not trained on: three shares in [0, 1].
+
+    ``judge/accuracy``: single clips heard as exactly their digit. ``judge/fooled``: backwards clips, noise and silence
+    on which it is convinced (confidence >= 0.9) of hearing any digit. ``judge/sure``: the same of real clips.
+    """
+    rng = random.Random(seed)
+    real = [hear(judge, wav) for wav in digits.wavs]
+    other = [hear(judge, not_speech(digits, rng)) for _ in digits.wavs]
+    right = sum(heard == [digit] for (heard, _), digit in zip(real, digits.digits, strict=True))
+    return {
+        "judge/accuracy": right / len(real),
+        "judge/fooled": sum(confidence >= SURE for _, confidence in other) / len(other),
+        "judge/sure": sum(confidence >= SURE for _, confidence in real) / len(real),
+    }
+
+
+class Sphinx:
+    """An outside opinion: pocketsphinx with a grammar of digit strings. Rough (78 % of real single clips), but not ours."""
+
+    def __init__(self):
+        try:
+            import pocketsphinx
+        except ImportError as error:
+            raise ImportError("the outside judge needs pocketsphinx: pip install 'gamut[judge]'") from error
+        words = " | ".join(DIGITS)
+        self.decoder = pocketsphinx.Decoder(samprate=16000, loglevel="FATAL")
+        self.decoder.add_jsgf_string("digits", f"#JSGF V1.0; grammar digits; public <digits> = ( {words} )+ ;")
+        self.decoder.activate_search("digits")
+
+    def hear(self, wav_T: Float[Tensor, " T"]) -> list[int]:
+        """Digits heard in 8 kHz sound."""
+        wav = F.interpolate(levelled(wav_T, 0.1)[None, None], scale_factor=2, mode="linear")[0, 0]
+        pcm = (F.pad(wav, (3200, 3200)).clamp(-1, 1) * 32767).short().numpy().tobytes()
+        self.decoder.start_utt()
+        self.decoder.process_raw(pcm, full_utt=True)
+        self.decoder.end_utt()
+        hypothesis = self.decoder.hyp()
+        return [DIGITS.index(word) for word in hypothesis.hypstr.split()] if hypothesis else []
