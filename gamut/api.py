@@ -17,6 +17,7 @@ from gamut.io.runs import Run
 from gamut.io.source import Recipe, read
 from gamut.papers import RECIPES
 
+SPEAKERS = {"Omni": "step_audio_2", "step_audio_2": "step_audio_2"}  # class or model_type -> the recipe that runs it
 WEIGHTS = ROOT / "weights"  # shipped with the repository, not with the wheel
 
 
@@ -157,20 +158,36 @@ def execute(recipe: Recipe, config: Any, run: Run) -> Result:
     return result
 
 
+def maker(folder: Path) -> Recipe:
+    """The recipe that a run folder or a checkpoint belongs to.
+
+    Raises:
+        ValueError: if the folder does not say.
+    """
+    for described in (folder / "config.json", folder / "model" / "config.json"):
+        if described.exists():
+            config = json.loads(described.read_text())
+            if name := config.get("recipe") or SPEAKERS.get(config.get("class", config.get("model_type"))):
+                return read(name)
+    raise ValueError(f"'{folder}' is neither a run of a recipe nor a model of one; give a folder of runs/ or weights/")
+
+
 def load(name: str | Path, size: str = "tiny") -> Any:
     """A model or codec with its weights: of a recipe that ships them, or of a folder of ours or a Hugging Face one.
 
     Raises:
         ValueError: if there is no such folder and no such shipped recipe, or nothing of that size is shipped.
     """
+    from gamut.io.convert import family
+
     folder = Path(name)
     if not folder.is_dir():
         folder = shipped(str(name), size)
     described = folder / "config.json"
     if not described.exists():
         raise ValueError(f"'{folder}' holds no config.json, so it is not a checkpoint; there is: {_children(folder)}")
-    kind = json.loads(described.read_text()).get("class", "LM")  # a plain Hugging Face folder has none
-    return _class(kind).from_pretrained(folder)
+    config = json.loads(described.read_text())
+    return _class(config.get("class") or family(config, folder)[0]).from_pretrained(folder)
 
 
 def shipped(name: str, size: str = "tiny") -> Path:

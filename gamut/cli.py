@@ -1,6 +1,7 @@
 """The command `gamut`. It starts in a fraction of a second; torch is imported only when something must run."""
 
 import difflib
+import importlib
 import itertools
 import os
 import sys
@@ -36,13 +37,22 @@ def papers() -> None:
     for paper in PAPERS:
         row = [paper.name, paper.title, paper.arxiv, paper.line]
         if paper.built:
-            known = seen.get(paper.name, {})
-            claims = str(len(read(paper.name).claims))
-            row += [f"{known['minutes']:.0f}", f"{known['passed']}/{claims}"] if known else ["-", claims]
-            row[0] = f"[bold cyan]{row[0]}[/]"
-        table.add_row(*row, *([] if paper.built else ["not yet", ""]), style=None if paper.built else "bright_black")
+            table.add_row(f"[bold cyan]{paper.name}[/]", *row[1:], *_record(paper.name, seen))
+        else:
+            table.add_row(*row, "not yet", style="bright_black")
+        for part in paper.parts:
+            line = read(part).doc.partition("\n")[0].partition(": ")[2]
+            table.add_row(f"[bold cyan]{part}[/]", "", "", line, *_record(part, seen))
     console().print(table)
     console().print("\nminutes: tiny size, two cores. Next: [cyan]gamut show RECIPE[/], then [cyan]gamut run RECIPE[/]")
+
+
+def _record(recipe: str, seen: dict[str, dict]) -> tuple[str, str]:
+    """Minutes and claims of the last recorded run, or how many claims there are to check."""
+    claims = len(read(recipe).claims)
+    if recipe not in seen:
+        return "-", str(claims)
+    return f"{seen[recipe]['minutes']:.0f}", f"{seen[recipe]['passed']}/{claims}"
 
 
 def show(what: str, /) -> None:
@@ -172,8 +182,7 @@ def _parse(recipe: Recipe, size: str, args: Sequence[str]) -> tuple[dict[str, An
 def _plan(recipe: Recipe, config: Any) -> None:
     from gamut.api import module
 
-    if "plan" not in recipe.functions:
-        raise ValueError(f"recipe {recipe.name} has no plan; it runs with gamut run {recipe.name}")
+    _able(recipe, "plan")
     planned = module(recipe).plan(config)
     if planned is not None:
         console().print(planned)
@@ -181,13 +190,90 @@ def _plan(recipe: Recipe, config: Any) -> None:
 
 def _finished(result: Any) -> None:
     """Claims and numbers as tables, and the path of the report as the last line."""
+    _verdicts(result.notes.get("claims", ()))
+    if result.run is not None:
+        console().print(Text(str(result.run / "report.html")), soft_wrap=True)
+
+
+def _verdicts(rows: Sequence[dict[str, Any]]) -> None:
     out = console()
-    for row in result.notes.get("claims", ()):
+    for row in rows:
         values = ", ".join(f"{name} {value:.4g}" for name, value in (row["measured"] | row["beside"]).items())
         mark = Text("pass  ", "green") if row["passed"] else Text("FAIL  ", "bold red")
         out.print(mark + Text(row["text"]) + Text(f"   {values}", "dim"))
-    if result.run is not None:
-        out.print(Text(str(result.run / "report.html")), soft_wrap=True)
+
+
+def evaluate(folder: Path, /) -> None:
+    """Measure a run or a checkpoint again: the recipe's metrics and claims.
+
+    Args:
+        folder: a run folder, or a checkpoint of a recipe.
+    """
+    from gamut import api
+
+    recipe = api.maker(folder)
+    _able(recipe, "evaluate")
+    body = api.module(recipe)
+    result = body.evaluate(folder)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{value:.4g}")
+    console().print(table, "")
+    _verdicts(api.verdicts(body.CLAIMS, result))
+
+
+def chat(question: Path, /, *, model: Path | None = None, system: str = "", out: Path = Path("answer.wav")) -> None:
+    """Ask a speech model: a recording in, its answer in text and as a sound file.
+
+    Args:
+        question: a sound file.
+        model: a run folder or a checkpoint; the shipped tiny weights if left out.
+        system: what the model is told to do with what it hears.
+        out: where the spoken answer goes.
+    """
+    from gamut import api
+
+    folder = model or api.shipped("step_audio_2")
+    recipe = api.maker(folder) if model else read("step_audio_2")
+    _able(recipe, "chat")
+    answer = api.module(recipe).chat(question, model=folder, system=system, out=out)
+    console().print(Text(str(answer)), soft_wrap=True)
+
+
+def _able(recipe: Recipe, what: str) -> None:
+    if what not in recipe.functions:
+        raise ValueError(f"recipe {recipe.name} has no {what}; it runs with gamut run {recipe.name}")
+
+
+def convert(src: Path, dst: Path, /) -> None:
+    """Read an official checkpoint folder and write ours.
+
+    Args:
+        src: config.json with safetensors or .bin / .pt files.
+        dst: a folder that does not exist yet.
+    """
+    from gamut.io.convert import convert
+
+    print(convert(src, dst))
+
+
+def export(
+    src: Path, dst: Path, /, *, to: Literal["hf"] = "hf", lora: Path | None = None, merge: bool = False
+) -> None:
+    """Write one of our checkpoints in the official layout, for transformers and other tools.
+
+    Args:
+        src: a checkpoint folder of ours.
+        dst: a folder that does not exist yet.
+        to: the layout.
+        lora: an adapter folder (peft's layout) to write beside the weights.
+        merge: add the adapter to the weights instead.
+    """
+    from gamut.io.convert import export
+
+    print(export(src, dst, to, lora=lora, merge=merge))
 
 
 def env() -> None:
@@ -198,13 +284,39 @@ def env() -> None:
         print(f"{name:<16} {value}")
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"list": papers, "show": show, "run": run, "env": env}
+def topics() -> dict[str, str]:
+    """Topic -> module of gamut.plan with a function main."""
+    files = sorted((Path(__file__).parent / "plan").glob("*.py"))
+    return {file.stem: f"gamut.plan.{file.stem}" for file in files if "\ndef main(" in file.read_text()}
+
+
+def plan(args: Sequence[str]) -> None:
+    """Plan a run before paying for it, by arithmetic alone. The topics: gamut plan."""
+    known = topics()
+    name = args[0].replace("-", "_") if args else "--help"
+    if name in ("-h", "--help"):
+        return console().print("usage: gamut plan TOPIC ...\n\ntopics: " + ", ".join(known))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
+        raise ValueError(f"unknown topic '{args[0]}'; closest: {', '.join(near) or 'none'}. See: gamut plan")
+    import tyro
+
+    return tyro.cli(importlib.import_module(known[name]).main, args=args[1:], prog=f"gamut plan {args[0]}")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "list": papers, "show": show, "run": run, "eval": evaluate, "chat": chat, "plan": plan,
+    "convert": convert, "export": export, "env": env,
+}  # fmt: skip
+RAW = ("run", "plan")  # these parse their own arguments
 
 
 def _help() -> None:
     out = console()
     out.print("gamut: fifteen papers as fifteen short recipes\n\nusage: gamut COMMAND ...\n")
     for name, command in COMMANDS.items():
+        if name == "plan" and not topics():
+            continue
         out.print(Text(f"  {name:<10}", "cyan") + Text((command.__doc__ or "").strip().split("\n")[0]))
     out.print("\nStart with: gamut list. More on a command: gamut COMMAND --help")
 
@@ -225,8 +337,8 @@ def dispatch(args: Sequence[str]) -> None:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5)
         raise ValueError(f"unknown command '{name}'; closest: {', '.join(near) or 'none'}. See: gamut --help")
-    if name == "run":
-        return run(rest)
+    if name in RAW:
+        return COMMANDS[name](rest)
     import tyro
 
     return tyro.cli(COMMANDS[name], args=rest, prog=f"gamut {name}")

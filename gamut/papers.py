@@ -20,6 +20,17 @@ class Paper:
     def built(self) -> bool:
         return (RECIPES / f"{self.name}.py").exists()
 
+    @property
+    def parts(self) -> list[str]:
+        """Further recipes of the same paper: step_audio_2_codec belongs to step_audio_2, not to step_audio."""
+        found = sorted(path.stem for path in RECIPES.glob(f"{self.name}_*.py"))
+        return [name for name in found if _owner(name) == self.name != name]
+
+
+def _owner(recipe: str) -> str:
+    names = [paper.name for paper in PAPERS if recipe == paper.name or recipe.startswith(paper.name + "_")]
+    return max(names, key=len, default="")
+
 
 PAPERS = (
     Paper("step_audio", "Step-Audio", "2502.11946", "speech in, text and speech out: two codebooks, a flow voice"),

@@ -175,7 +175,7 @@ class Claims:
     def _row(row: Mapping[str, Any]) -> Raw:
         measured, beside = row["measured"], row["beside"]
         facts = [join(f"{name} ", tag("b", show(value))) for name, value in measured.items()]
-        facts += [join(f"{name.partition('/')[2]} {show(value)}") for name, value in beside.items()]
+        facts += [join(f"{name.rpartition('/')[2]} {show(value)}") for name, value in beside.items()]
         one = len(measured) == 1 and all(0 <= value <= 1 for value in (*measured.values(), *beside.values()))
         return tag(
             "li",
