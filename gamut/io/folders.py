@@ -19,6 +19,7 @@ from gamut.io.files import atomic_dir
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 4 << 30
+MAPPED_BYTES = 256 << 20  # read from one mapping before it is renewed
 FOREIGN = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.onnx")
 SHOWN = 8  # names per kind in an error
 
@@ -162,12 +163,15 @@ def read_tensors(file: str | Path, dtype: torch.dtype | None = None) -> dict[str
 
 
 def iterate_tensors(files: Sequence[str | Path], dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of every file in turn; no tensor is kept, so only what the caller keeps stays mapped."""
+    """(name, tensor) of every file in turn; pages of tensors that the caller drops are given back as it goes."""
     for file in map(Path, files):
-        with _open(file) as handle:
-            for name in handle.keys():
-                tensor = handle.get_tensor(name)
-                yield name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+        handle, mapped = _open(file), 0
+        for name in list(handle.keys()):
+            if mapped > MAPPED_BYTES:
+                handle, mapped = _open(file), 0
+            tensor = handle.get_tensor(name)
+            mapped += tensor.nbytes
+            yield name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
 
 
 def _open(file: Path):

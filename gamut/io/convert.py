@@ -1,0 +1,172 @@
+"""Foreign checkpoints -> ours, and back: `gamut convert SRC DST`, `gamut export DIR DST --to hf`.
+
+The only place that reads foreign formats. Pickles are read as plain tensors; one that holds code is refused.
+Tensors keep their dtype and are only renamed (experts: stacked), so convert and export undo each other byte for byte.
+"""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+import gamut
+from gamut.io.adapters import merge_adapter, read_adapter, write_adapter
+from gamut.io.folders import INDEX, WEIGHTS, load_config, load_tensors, save_folder
+from gamut.io.keys import qwen, step1, step_audio_2
+
+FAMILIES: dict[str, tuple[str, ModuleType]] = {  # model_type of config.json -> our class, its tables of names
+    **{name: ("LM", keys) for keys in (qwen, step1) for name in keys.FAMILIES},
+    **{name: ("Omni", step_audio_2) for name in step_audio_2.FAMILIES},
+}
+CARRIED = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", "generation_config.json",
+    "preprocessor_config.json", "LICENSE",
+)  # fmt: skip
+PICKLES = ("pytorch_model.bin", "pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin")
+WRAPPERS = ("state_dict", "model", "module")  # what training scripts nest a state dict in
+
+
+def convert(src: str | Path, dst: str | Path) -> Path:
+    """Read an official checkpoint folder and write ours: `Class.from_pretrained(dst)` loads it.
+
+    Args:
+        src: a folder with config.json and safetensors, or .bin / .pt files, of one of FAMILIES.
+        dst: a folder that does not exist yet.
+    Raises:
+        ValueError: an unknown family, damaged or unsafe files, names that do not belong, dst exists.
+    """
+    src, dst = Path(src), _fresh(dst)
+    official = load_config(src)
+    if "gamut" in official:
+        raise ValueError(f"'{src}' is a gamut checkpoint already; to write another layout: gamut export {src} DST")
+    kind, keys = family(official, src)
+    config = keys.config_from_official(official)
+    tensors = keys.to_ours(_foreign_tensors(src), config)
+    card = (
+        f"# {official.get('_name_or_path') or src.resolve().name}, converted\n\n"
+        f"A `{official['model_type']}` checkpoint in gamut's layout: `{kind}.from_pretrained(folder)` loads it, "
+        f"`gamut export` writes the official layout back. Weights, licence and training are those of the original.\n"
+    )
+    wrapped = {"gamut": gamut.__version__, "class": kind, "config": config, "official": official}
+    return save_folder(dst, tensors, wrapped, card=card, files=_carried(src))
+
+
+def export(
+    src: str | Path, dst: str | Path, to: str = "hf", *, lora: str | Path | None = None, merge: bool = False
+) -> Path:
+    """Write one of our checkpoints in the official layout, which transformers and other tools load.
+
+    Args:
+        src: a folder of ours.
+        dst: a folder that does not exist yet.
+        to: "hf", the only layout so far.
+        lora: an adapter folder (peft's layout). Without ``merge`` it becomes ``dst/adapter``.
+        merge: add the adapter to the weights instead.
+    Raises:
+        ValueError: not a folder of ours, no official family for it, an adapter that does not fit, dst exists.
+    """
+    src, dst = Path(src), _fresh(dst)
+    if to != "hf":
+        raise ValueError(f"unknown layout {to!r}; allowed: hf")
+    if merge and lora is None:
+        raise ValueError("merge needs an adapter; give --lora ADAPTER_FOLDER, or drop --merge")
+    wrapped = load_config(src)
+    if "gamut" not in wrapped:
+        raise ValueError(f"'{src}' is not a gamut checkpoint; got config.json of {wrapped.get('model_type')!r}")
+    config, keys = wrapped["config"], keys_of(wrapped["class"], wrapped["config"])
+    tensors = load_tensors(src)
+    if lora is not None and merge:
+        tensors = merge_adapter(tensors, *read_adapter(lora, keys, config))
+    official = wrapped.get("official", {}) | keys.config_to_official(config)
+    files = _carried(src)
+    save_folder(dst, keys.to_official(tensors, config), official, card=_card(src), files=files)
+    if lora is not None and not merge:
+        write_adapter(dst / "adapter", *read_adapter(lora, keys, config), keys, config, base=str(dst))
+    return dst
+
+
+def family(official: Mapping, src: str | Path) -> tuple[str, ModuleType]:
+    """Our class and the table of names for an official config.json; ``src`` is for the message.
+
+    Raises:
+        ValueError: a model_type that is not built.
+    """
+    name = official.get("model_type")
+    if name not in FAMILIES:
+        raise ValueError(f"model_type in '{src}/config.json' must be one of {', '.join(FAMILIES)}; got {name!r}")
+    return FAMILIES[name]
+
+
+def keys_of(kind: str, config: Mapping) -> ModuleType:
+    """The table of names that holds one of our models. Raises ValueError for a class without an official layout."""
+    if kind == "LM":
+        return step1 if config.get("positions") == "sqrt_alibi" else qwen
+    for name, keys in FAMILIES.values():
+        if name == kind:
+            return keys
+    allowed = ", ".join(sorted({name for name, _ in FAMILIES.values()}))
+    raise ValueError(f"a {kind} has no official layout; exportable classes: {allowed}")
+
+
+def _fresh(dst: str | Path) -> Path:
+    dst = Path(dst)
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise ValueError(f"'{dst}' exists already; nothing was written. Choose another folder, or remove that one")
+    return dst
+
+
+def _carried(src: Path) -> dict[str, Path]:
+    return {name: src / name for name in CARRIED if (src / name).is_file()}
+
+
+def _card(src: Path) -> str:
+    return (src / "README.md").read_text() if (src / "README.md").is_file() else ""
+
+
+def _foreign_tensors(src: Path) -> dict[str, Tensor]:
+    if (src / INDEX).is_file() or (src / WEIGHTS).is_file():
+        return load_tensors(src)
+    index = src / "pytorch_model.bin.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if bad := [name for name in names if Path(name).name != name or not (src / name).is_file()]:
+            raise ValueError(f"'{index}' names shards that are not in the folder: {', '.join(bad[:8])}")
+        files = [src / name for name in names]
+    else:
+        found = (sorted(src.glob(pattern)) for pattern in PICKLES)
+        files = next((list(group) for group in found if group), [])
+        if not files:
+            there = ", ".join(sorted(file.name for file in src.iterdir())[:8])
+            raise ValueError(f"'{src}' has no weights; looked for {WEIGHTS} and {', '.join(PICKLES)}; got {there}")
+    tensors = {}
+    for file in files:
+        tensors |= _unpickled(file)
+    return tensors
+
+
+def _unpickled(file: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0][:200]
+        raise ValueError(
+            f"'{file}' was refused: it holds more than tensors, and loading it could run code ({reason}). "
+            f"Ask for a safetensors version, or save its state dict alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise ValueError(
+            f"'{file}' is truncated or no PyTorch file: got {file.stat().st_size:,} bytes ({reason}); "
+            f"download it again, or save it with torch >= 1.6"
+        ) from error
+    for name in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise ValueError(f"'{file}' must hold a state dict (names -> tensors), got {type(content).__name__}")
+    return {str(name): tensor for name, tensor in content.items()}

@@ -1,0 +1,97 @@
+"""Linear layers whose weights are int8 with one scale per output channel; activations keep their dtype.
+
+M rows · I input width · O output width
+Embeddings and norms stay in floating point: an embedding is looked up, not multiplied, so int8 would buy no speed.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatch
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor, nn
+
+BLOCK = 512  # output channels turned back into floats at a time: they stay in the cache, and no full copy exists
+PACKED_ROWS = 8  # up to here torch's packed kernel beats blocks (bf16 on CPU; benchmarks/int8.py)
+
+
+def quantise(
+    weight_OI: Float[Tensor, "O I"], dtype: torch.dtype = torch.bfloat16
+) -> tuple[Int8[Tensor, "O I"], Float[Tensor, " O"]]:
+    """Symmetric rounding to -127 .. 127; no value moves by more than half a step of its own row.
+
+    Args:
+        dtype: of the scales. They are rounded first and the weights with them, so the scales' rounding costs nothing:
+            even in bf16 the largest value of a row is at most 127.25 steps.
+    """
+    out, width = weight_OI.shape
+    q_OI = torch.empty(out, width, dtype=torch.int8, device=weight_OI.device)
+    scale_O = torch.empty(out, dtype=dtype, device=weight_OI.device)
+    room = torch.empty(BLOCK, width, device=weight_OI.device)  # in blocks: never a second float copy of a large weight
+    for o in range(0, out, BLOCK):
+        rows_bI = room[: min(BLOCK, out - o)].copy_(weight_OI[o : o + BLOCK])
+        scale_O[o : o + BLOCK] = torch.linalg.vector_norm(rows_bI, torch.inf, dim=1) / 127
+        step_b1 = scale_O[o : o + BLOCK, None].float().clamp_min(torch.finfo(torch.float32).tiny)  # rows of zeros
+        q_OI[o : o + BLOCK] = rows_bI.div_(step_b1).round_()
+    return q_OI, scale_O
+
+
+class Int8Linear(nn.Module):
+    """y = (x qᵀ) · scale + bias, with q int8. For inference: no gradient reaches the weight."""
+
+    def __init__(self, width: int, out: int, bias: bool, dtype: torch.dtype = torch.bfloat16):
+        super().__init__()
+        self.in_features, self.out_features = width, out
+        self.register_buffer("weight", torch.zeros(out, width, dtype=torch.int8))
+        self.register_buffer("scale", torch.zeros(out, dtype=dtype))
+        self.register_buffer("bias", torch.zeros(out, dtype=dtype) if bias else None)
+        self.weight: Tensor
+        self.scale: Tensor
+        self.bias: Tensor | None
+
+    def forward(self, input: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
+        x_MI = input.reshape(-1, self.in_features)
+        if x_MI.dtype == torch.bfloat16 and x_MI.device.type == "cpu" and len(x_MI) <= PACKED_ROWS:
+            y_MO = torch.ops.aten._weight_int8pack_mm(x_MI, self.weight, self.scale.to(x_MI.dtype))
+        else:
+            parts = [x_MI @ self.weight[o : o + BLOCK].to(x_MI.dtype).T for o in range(0, self.out_features, BLOCK)]
+            y_MO = torch.cat(parts, 1) * self.scale.to(x_MI.dtype)
+        y_MO = y_MO if self.bias is None else y_MO + self.bias
+        return y_MO.view(*input.shape[:-1], self.out_features)
+
+
+def use_int8(model: nn.Module, *, keep: Sequence[str] = (), dtype: torch.dtype = torch.bfloat16) -> list[str]:
+    """Replace every nn.Linear by an empty Int8Linear, on its device; `int8_tensors` fills them.
+
+    Args:
+        keep: patterns of names that stay as they are.
+        dtype: of scales and biases: the one the model computes in.
+    Returns:
+        names of the replaced layers. Experts of a mixture are not nn.Linear and stay in floating point.
+    """
+    names = []
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Linear and not any(fnmatch(name, pattern) for pattern in keep):
+            with torch.device(layer.weight.device):
+                new = Int8Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, new)
+            names.append(name)
+    return names
+
+
+def int8_tensors(
+    model: nn.Module, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype = torch.bfloat16
+) -> Iterator[tuple[str, Tensor]]:
+    """A float checkpoint's (name, tensor) pairs as those of a model after `use_int8`, one tensor at a time.
+
+    Weights of int8 layers come out as q and scale, every other float in ``dtype``; what is int8 already passes through.
+    """
+    small = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, Int8Linear)}
+    for name, tensor in tensors:
+        if name in small and tensor.is_floating_point() and tensor.dim() == 2:
+            yield name, (pair := quantise(tensor, dtype))[0]
+            yield name.removesuffix("weight") + "scale", pair[1]
+        else:
+            # a copy, not a view: a memory-mapped tensor would keep its whole file mapped
+            yield name, tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
