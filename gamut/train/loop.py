@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +157,7 @@ def fit(
     stage: str = "train",
     seed: int = 0,
     accumulate: int = 1,
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    dtype: str = "auto",
     evaluate: Callable[[int], Mapping[str, float]] | None = None,
     evaluate_every: int = 0,
     save_every: int = 0,
@@ -173,6 +173,7 @@ def fit(
             one phase named "model", trained as ``optim`` says.
         data: gives micro-batches; batch = micro-batch x ``accumulate``, all ranks together.
         run: where to log and save; without it nothing is written. A stage whose last checkpoint is there only loads it.
+        dtype: of the forward pass, see `precision`; weights and optimiser stay as they are.
         evaluate: step number -> stats, logged as eval/...; called every ``evaluate_every`` steps and after the last, on
             every rank, with the modules in eval mode, without gradient, holding the running average where one is kept.
         save_every: steps between checkpoints beside the one at the end (and on SIGTERM); 0: none. ``keep`` stay.
@@ -285,6 +286,8 @@ def _restore(done: Fit, data: Stream, run: Run, stage: str, seed: int, view: Vie
     state, problems = load_state(run.checkpoints(stage))
     for problem in problems:
         view.note(f"{problem}; using the checkpoint before it")
+    if not dist.rank():
+        run.truncate(stage, state.step if state else 0)
     if state is None:
         return False
     meta = state.meta
@@ -296,6 +299,4 @@ def _restore(done: Fit, data: Stream, run: Run, stage: str, seed: int, view: Vie
     data.load_state_dict(meta["data"])
     done.steps, done.phase, done.stats, done.seconds = state.step, meta["phase"], meta["stats"], meta["seconds"]
     done.loss = state.tensors["loss.history"]["loss"].tolist()
-    if not dist.rank():
-        run.truncate(stage, done.steps)
     return True

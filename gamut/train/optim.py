@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ class Optim:
     """AdamW and its schedule. Matrices decay; embeddings, norms and biases (everything with one axis) do not."""
 
     lr: float = 1e-3  # peak
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    schedule: str = "cosine"  # or constant, linear
     warmup: int = 0  # steps from 0 to the peak, a straight line
     final: float = 0.0  # lr at the end, as a part of the peak
     betas: tuple[float, float] = (0.9, 0.95)
@@ -43,7 +42,7 @@ class Optim:
 
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine", "linear"):
-            raise ValueError(f"schedule must be constant, cosine or linear, got {self.schedule!r}")
+            raise ValueError(f"schedule must be constant, cosine or linear; got {self.schedule!r}")
         limits = {"lr": (0, math.inf), "final": (0, 1), "ema": (0, 1), "weight_decay": (0, math.inf)}
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
@@ -92,14 +91,15 @@ class Learner:
         self.modules: dict[str, nn.Module] = dict(phase.modules) if several else {"": phase.modules}
         everything = {join(key, n): p for key, m in self.modules.items() for n, p in m.named_parameters()}
         groups = _groups(everything, self.modules, self.optim, self.name)
-        self.params = {name: p for group in groups for name, p in zip(group["names"], group["params"], strict=True)}
+        trained = {name for group in groups for name in group["names"]}
+        self.params = {name: p for name, p in everything.items() if name in trained}
         device = next(iter(self.params.values())).device
         self.adam = torch.optim.AdamW(
             groups, lr=self.optim.lr, betas=self.optim.betas, eps=self.optim.eps, fused=device.type in ("cpu", "cuda")
         )
         self.average = {n: p.detach().clone() for n, p in self.params.items()} if self.optim.ema else {}
         self.updates = 0
-        self.everything = list(everything.values())
+        self.everything, self.parts = list(everything.values()), list(self.modules.values())
         self.off: list[nn.Parameter] = []  # what may get no gradient while this phase steps; `all` knows
 
     @classmethod
@@ -115,9 +115,10 @@ class Learner:
             raise ValueError(f"phases need different names, at least one; got {names}")
         trained = {id(p) for learner in learners for p in learner.params.values()}
         everything = list({id(p): p for learner in learners for p in learner.everything}.values())
+        parts = [module for learner in learners for module in learner.modules.values()]
         for learner in learners:
             own = {id(p) for p in learner.params.values()}
-            learner.everything = everything
+            learner.everything, learner.parts = everything, parts
             learner.off = [
                 p
                 for p in everything
@@ -127,8 +128,8 @@ class Learner:
         return learners
 
     def buffers(self) -> list[Tensor]:
-        """What forward may change beside the parameters (running statistics), as it is now."""
-        every = [m for module in self.modules.values() for m in module.modules()]
+        """What a forward of any phase may change beside parameters: running statistics."""
+        every = [m for part in self.parts for m in part.modules()]
         named = [(m, name, b) for m in every for name, b in m._buffers.items() if b is not None]
         return [b for m, name, b in named if name not in m._non_persistent_buffers_set]
 

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,8 +24,14 @@ class Clock(dict[str, float]):
             self[part] = self.get(part, 0.0) + time.perf_counter() - start
 
 
-def precision(device: torch.device, wanted: Literal["auto", "float32", "bfloat16"] = "auto") -> torch.autocast:
-    """Autocast for the forward pass. auto: bfloat16 on a GPU that has it, else float32 (small models on a CPU lose)."""
+def precision(device: torch.device, wanted: str = "auto") -> torch.autocast:
+    """Autocast for the forward pass. auto: bfloat16 on a GPU that has it, else float32 (small models on a CPU lose).
+
+    Raises:
+        ValueError: another name. float16 is not among them: it needs loss scaling, and is unusably slow on a CPU.
+    """
+    if wanted not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"dtype must be auto, float32 or bfloat16; got {wanted!r}")
     has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted == "bfloat16" or (wanted == "auto" and has))
 
