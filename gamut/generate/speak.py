@@ -1,0 +1,231 @@
+"""An answer as it arrives: words, sound and tool calls out of one stream of ids, for as many turns as the tools need.
+
+    decode = decoder(model, Sampling(max_new=400, stop=(tokenizer.id("<|EOT|>"),)), mels_NMF, lens_N)
+    for event in respond(messages, decode, tokenizer, codec=codec, prefill=ANSWER_SPEECH):
+        match event:
+            case Words(text): print(text, end="", flush=True)
+            case Sound(wav): play(wav)
+
+Sound leaves as soon as the codec's stream has enough codes, so it begins before the text is complete. Ours; the formats
+are those of codecs/chat.py, codecs/weave.py and codecs/toolcall.py.
+
+T samples
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gamut.codecs.chat import ANSWER_TEXT, EOT, TTS_START, encode_chat, remember
+from gamut.codecs.text import Tokenizer
+from gamut.codecs.toolcall import ToolCall, ToolCallParser
+from gamut.codecs.weave import Marks, WeaveParser
+from gamut.generate.ar import Prompt, Stream
+from gamut.generate.sampling import Sampling
+from gamut.generate.tools import Toolbox, ToolResult
+from gamut.models.omni import Omni
+
+Decode = Callable[[list[int]], Iterable[int]]
+
+
+@dataclass(frozen=True)
+class Words:
+    """More text. ``spoken``: it is also said; otherwise it is only written."""
+
+    text: str
+    spoken: bool = False
+
+
+@dataclass(frozen=True)
+class Sound:
+    """More sound, at the codec's rate."""
+
+    wav: Float[Tensor, " T"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The model calls a tool."""
+
+    call: ToolCall
+
+
+@dataclass(frozen=True)
+class Told:
+    """The tool's answer, as the model will read it."""
+
+    result: ToolResult
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end. ``messages`` continue the conversation.
+
+    ``finish`` is "stop", "length" (the model was cut off; a call in that turn was not run) or "turns" (it still calls
+    tools after as many turns as were allowed).
+    """
+
+    messages: list[dict[str, Any]]
+    finish: str
+
+
+Event = Words | Sound | Asked | Told | Done
+
+
+class _Turn:
+    """One turn of the assistant taken apart: ids in, events out."""
+
+    def __init__(self, tokenizer: Tokenizer, marks: Marks | None, spoken: bool, voice: Any, reads_calls: bool):
+        self.marks, self.voice = marks, voice
+        self.weave = WeaveParser(marks, spoken, reopen=True) if marks else None
+        self.said, self.written = tokenizer.stream(), tokenizer.stream()
+        self.calls = ToolCallParser() if reads_calls else None
+
+    def push(self, id: int) -> Iterator[Event]:
+        if self.weave is None or self.marks is None:
+            yield from self._write(self.written.push(id))
+            return
+        was_inside = self.weave.inside
+        text_ids, audio_ids, other_ids = self.weave.push([id])
+        for i in text_ids:
+            if text := self.said.push(i):
+                yield Words(text, spoken=True)
+        if codes := self.marks.audio_codes(audio_ids):
+            yield from self._sound(self.voice.decode(torch.tensor([codes])))
+        for i in other_ids:
+            if i < self.marks.audio:  # audio outside a spoken section is neither said nor shown
+                yield from self._write(self.written.push(i))
+        if was_inside and not self.weave.inside:  # the rest of the sound must not wait for what is only written
+            yield from self._sound(self.voice.flush())
+
+    def end(self) -> Iterator[Event]:
+        if rest := self.said.end():
+            yield Words(rest, spoken=True)
+        yield from self._write(self.written.end(), last=True)
+        if self.weave and self.weave.inside:
+            yield from self._sound(self.voice.flush())
+
+    def _write(self, text: str, last: bool = False) -> Iterator[Words]:
+        if self.calls is None:
+            if text:
+                yield Words(text)
+            return
+        for message in [*self.calls.push(text), *(self.calls.end() if last else ())]:
+            if "content" in message:
+                yield Words(message["content"])
+
+    def _sound(self, wav_BT: Float[Tensor, "1 T"]) -> Iterator[Sound]:
+        if wav_BT.shape[1]:
+            yield Sound(wav_BT[0])
+
+
+def respond(
+    messages: Sequence[Any],
+    decode: Decode,
+    tokenizer: Tokenizer,
+    *,
+    codec: Any = None,
+    tools: Toolbox | None = None,
+    prefill: str | Sequence[str] = ANSWER_TEXT,
+    stop: Sequence[int] = (),
+    turns: int = 4,
+) -> Iterator[Event]:
+    """The events of an answer, the last of them `Done`.
+
+    Args:
+        decode: takes the ids of a prompt, gives the ids of an answer one at a time (`decoder` makes one of a model).
+        codec: says the codes; its ``streaming(1)`` takes codes (1, N) by ``decode`` and ends with ``flush``.
+        tools: offered to the model and run when it calls; without, a call is ordinary text.
+        prefill: how the answer begins (an ANSWER constant of codecs/chat.py), or one per turn, the last for all others:
+            ("", "<tts_start>") for a model that calls its tool silently and then speaks.
+        stop: further ids that end a turn, besides ``<|EOT|>``.
+        turns: turns the assistant may take, one more than rounds of tools.
+    Raises:
+        ValueError: a spoken answer without a codec, no turn at all, and what ``encode_chat`` refuses.
+    """
+    prefills = [prefill] if isinstance(prefill, str) else list(prefill)
+    if turns < 1 or not prefills:
+        raise ValueError(f"an answer needs at least one turn and one prefill, got turns={turns}, prefill={prefill!r}")
+    if codec is None and any(TTS_START in text for text in prefills):
+        raise ValueError(f"a spoken answer (prefill {prefill!r}) needs a codec; pass codec=…, or ask for ANSWER_TEXT")
+    marks = Marks.of(tokenizer, codec.vocab) if codec else None
+    stops, added, finish = {tokenizer.id(EOT), *stop}, [], "turns"
+    for turn in range(turns):
+        prefix = prefills[min(turn, len(prefills) - 1)]
+        schemas = tools.schemas if tools else None
+        prompt = encode_chat(
+            [*messages, *added], tokenizer, schemas, prefill=prefix, codes=codec.vocab if codec else 6561
+        )
+        ids, finish = [], "length"
+        with codec.streaming(1) if codec else nullcontext() as voice:
+            part = _Turn(tokenizer, marks, prefix.endswith(TTS_START), voice, tools is not None)
+            for i in decode(prompt):
+                if i in stops:
+                    finish = "stop"
+                    break
+                ids.append(i)
+                yield from part.push(i)
+            yield from part.end()
+        added.append(remember(ids, tokenizer, prefix))
+        calls = part.calls.calls if part.calls else []
+        if tools is None or not calls or finish == "length":
+            break
+        if turn == turns - 1:
+            finish = "turns"
+            break
+        for call in calls:
+            yield Asked(call)
+        for result in tools.run(calls):
+            added.append(result.message)
+            yield Told(result)
+    yield Done(added, finish)
+
+
+def decoder(
+    model: Omni,
+    sampling: Sampling,
+    mels_NMF: Float[Tensor, "N M F"] | None = None,
+    lens_N: Int[Tensor, " N"] | None = None,
+) -> Decode:
+    """``decode`` for `respond`: a model that has heard these clips (as ``Omni.embed`` takes them)."""
+
+    def decode(ids: list[int]) -> Iterator[int]:
+        stream = Stream(model.lm, rows=1)
+        stream.add(Prompt(ids, model.prompt(ids, mels_NMF, lens_N)), sampling)
+        return (token.id for token in stream)
+
+    return decode
+
+
+@dataclass
+class Answer:
+    """All events of an answer, put together."""
+
+    text: str = ""
+    spoken: str = ""
+    wav: Float[Tensor, " T"] = field(default_factory=lambda: torch.zeros(0))
+    results: list[ToolResult] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    finish: str = ""
+
+
+def collect(events: Iterable[Event]) -> Answer:
+    """For callers who would rather wait. ``text`` is what was only written, ``spoken`` what was said."""
+    answer, wavs = Answer(), []
+    for event in events:
+        match event:
+            case Words(text, spoken):
+                answer.spoken, answer.text = answer.spoken + text * spoken, answer.text + text * (not spoken)
+            case Sound(wav):
+                wavs.append(wav)
+            case Told(result):
+                answer.results.append(result)
+            case Done(messages, finish):
+                answer.messages, answer.finish = messages, finish
+    answer.wav = torch.cat(wavs) if wavs else answer.wav
+    return answer
