@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Self
-
+from typing import TypeVar
 
 import gamut
 from gamut.io.folders import load_config, load_strict, load_tensors, save_folder
+
+T = TypeVar("T", bound="Pretrained")  # typing.Self would need the whole class under the shape checker, not its methods
 
 
 class Pretrained:
@@ -16,7 +17,7 @@ class Pretrained:
     Config: type
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Self:
+    def from_pretrained(cls: type[T], path: str | Path) -> T:
         """From a folder that ``save_pretrained`` wrote; the module is in evaluation mode.
 
         Raises:
