@@ -11,6 +11,7 @@ from gamut.models.lm import LM, LMConfig
 from gamut.models.omni import Omni, OmniConfig
 from gamut.nn.int8 import int8_tensors, use_int8
 
+ROUTERS = ("*.router", "*.shared_gate")  # a few rows that decide which experts run
 CLASSES = {"LM": (LM, LMConfig), "Omni": (Omni, OmniConfig)}
 
 
@@ -18,7 +19,7 @@ def load_int8(path: str | Path, dtype: torch.dtype = torch.bfloat16, *, keep: Se
     """An LM or Omni, from a folder of ours or an official one, with int8 linear layers; one tensor is read at a time.
 
     Args:
-        dtype: of everything else: embeddings, norms, convolutions, activations, and the experts of a mixture.
+        dtype: of everything else: embeddings, norms, convolutions, activations, and a mixture's experts and router.
         keep: patterns of linear layers that stay in ``dtype``, e.g. "lm.head".
     Raises:
         ValueError: another class or family, damaged files, names or shapes that do not fit.
@@ -39,6 +40,6 @@ def load_int8(path: str | Path, dtype: torch.dtype = torch.bfloat16, *, keep: Se
     model_class, config_class = CLASSES[kind]
     with torch.device("meta"):
         model = model_class(config_class.from_dict(config))
-    use_int8(model, keep=keep, dtype=dtype)
+    use_int8(model, keep=[*ROUTERS, *keep], dtype=dtype)
     load_strict(model, dict(int8_tensors(model, pairs, dtype)), path)
     return model.eval()

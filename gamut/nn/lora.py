@@ -25,7 +25,7 @@ class LoRALinear(nn.Linear):
             raise ValueError(f"lora rank must be at least 1, got {rank}")
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
-        self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
+        self.rank, self.alpha, self.scale = rank, float(alpha), alpha / rank
         self.dropout = nn.Dropout(dropout)
         self.plain: Tensor | None = None  # the weight as it was before `merge`
         like = {"device": base.weight.device, "dtype": torch.promote_types(base.weight.dtype, torch.float32)}
