@@ -67,7 +67,8 @@ def shard(model: nn.Module, methods: Sequence[str] = ()) -> nn.Module:
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
     for part in [*_blocks(model), model]:
         fully_shard(part, mesh=mesh, mp_policy=policy)
-        part.set_gradient_divide_factor(1.0)  # type: ignore[attr-defined]  # update() divides by the weights of the batch
+        part.set_gradient_divide_factor(1.0)  # type: ignore[attr-defined]  # sums: update() divides by the weights
+        part.set_force_sum_reduction_for_comms(True)  # type: ignore[attr-defined]  # gloo knows no other
     for name in methods:
         register_fsdp_forward_method(model, name)
     return model
