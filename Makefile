@@ -44,7 +44,7 @@ claims: .venv/.test
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "gamut needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing torch (about 200 MB, once)"
+	@echo "installing torch, the largest part"
 	@$(PIP) torch numpy
 	@touch $@
 

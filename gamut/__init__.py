@@ -3,7 +3,10 @@
 Nothing is imported until it is asked for: `import gamut` costs no torch.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gamut.api import load, run, save
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "run", "save"]

@@ -41,8 +41,9 @@ def verdicts(claims: Iterable[Claim], result: Result) -> list[dict[str, Any]]:
         [(text, passed)] = check([claim], replace(result, metrics=asked))
         looked = [name for name in dict.fromkeys(asked.names) if name in result.metrics]
         beside = [name for name in result.metrics if any(name.startswith(f"{seen}/") for seen in looked)]
-        row = {"text": text, "passed": passed, "measured": {name: result.metrics[name] for name in looked}}
-        rows.append(row | {"beside": {name: result.metrics[name] for name in beside if name not in looked}})
+        measured = {name: result.metrics[name] for name in looked if name not in beside}
+        rows.append({"text": text, "passed": passed, "measured": measured,
+                     "beside": {name: result.metrics[name] for name in beside}})  # fmt: skip
     return rows
 
 
@@ -77,32 +78,45 @@ def module(recipe: Recipe) -> Any:
 
 
 def begin(recipe: Recipe, config: Any, size: str, out: str | Path, name: str | None) -> Run:
-    """A new run folder that says enough of itself to be resumed."""
+    """A new run folder that says enough of itself to be resumed. Processes that torchrun started share one."""
+    from gamut.train import dist
+
+    dist.start()
     which = recipe.name if recipe.path.parent == RECIPES else str(recipe.path)
-    return Run.create(out, name or recipe.name, {"recipe": which, "size": size, "config": asdict(config)})
+    stored = {"recipe": which, "size": size, "config": asdict(config)}
+    made = Run.create(out, name or recipe.name, stored) if dist.rank() == 0 else None
+    [path, *_] = dist.gather(made and made.path)
+    return made or Run.open(path)
 
 
-def reopen(path: str | Path, overrides: dict[str, Any], recipe: str | None = None) -> tuple[Recipe, Any, Run]:
-    """The run at ``path`` with the config it was started with.
+def asked(run: Run) -> tuple[Recipe, str, dict[str, Any]]:
+    """What a run folder was asked for: recipe, size, values of the fields.
 
     Raises:
-        ValueError: if it is no run of this recipe, or an override would change its config.
+        ValueError: if it does not say.
     """
-    run = Run.open(path)
-    asked = run.config
-    if "recipe" not in asked:
-        raise ValueError(f"'{path}' does not say which recipe made it; resume what gamut run started")
-    source = read(asked["recipe"])
+    stored = run.config
+    if not {"recipe", "size", "config"} <= set(stored):
+        raise ValueError(f"'{run.path}/config.json' names no recipe; resume a folder that gamut run made")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored["config"].items()}
+    return read(stored["recipe"]), stored["size"], values  # tuples again: JSON has none, a frozen Config no lists
+
+
+def reopen(run: Run, overrides: dict[str, Any], recipe: str | None = None) -> tuple[Recipe, Any]:
+    """Recipe and config of a run that goes on.
+
+    Raises:
+        ValueError: if it is no run of ``recipe``, or an override would change its config.
+    """
+    source, _, values = asked(run)
     if recipe is not None and read(recipe).path != source.path:
-        raise ValueError(f"'{path}' is a run of {source.name}, not of {recipe}; use gamut run --resume {path}")
-    tiny = source.preset("tiny")
-    kept = {name: tuple(value) if isinstance(value, list) else value for name, value in asked["config"].items()}
-    config = configure(source, tiny, kept)  # JSON has no tuples, a frozen Config no lists
-    changed = configure(source, asdict(config), overrides)
-    moved = [name for name in overrides if getattr(changed, name) != getattr(config, name)]
+        raise ValueError(f"'{run.path}' is a run of {source.name}, not of {recipe}; use gamut run --resume {run.path}")
+    config = configure(source, values, {})
+    changed = asdict(configure(source, values, overrides))
+    moved = [name for name in overrides if changed[name] != values[name]]
     if moved:
         raise ValueError(f"a resumed run keeps its config, but {', '.join(moved)} would change; start a new run")
-    return source, config, run
+    return source, config
 
 
 def run(
@@ -129,7 +143,8 @@ def run(
         ValueError: for an unknown recipe, size or field.
     """
     if resume is not None:
-        source, config, folder = reopen(resume, overrides, recipe)
+        folder = Run.open(resume)
+        source, config = reopen(folder, overrides, recipe)
     elif recipe is None:
         raise ValueError("name a recipe, or a run to resume. See: gamut list")
     else:
@@ -140,8 +155,9 @@ def run(
 
 
 def execute(recipe: Recipe, config: Any, run: Run) -> Result:
-    """main, then the claims, then result.json and report.html."""
+    """main, then the claims, then result.json and report.html (written by the first process, if there are several)."""
     from gamut.io.report import Claims, Heading, run_report
+    from gamut.train.dist import rank
     from gamut.train.log import COUNTS, PARTS
 
     body, began = module(recipe), time.monotonic()
@@ -151,11 +167,12 @@ def execute(recipe: Recipe, config: Any, run: Run) -> Result:
         run.close()
     rows = verdicts(getattr(body, "CLAIMS", ()), result)
     minutes = round((time.monotonic() - began) / 60, 2)
-    run.finish({"metrics": result.metrics, "claims": rows, "minutes": minutes})
-    claims = [Heading("What is claimed, and whether it holds"), Claims(rows)] if rows else []
-    run_report(run, recipe, [*claims, *result.notes.get("report", [])], parts=list(PARTS), counts=COUNTS)
-    result.notes["claims"] = rows
-    return result
+    if rank() == 0:
+        run.finish({"metrics": result.metrics, "claims": rows, "minutes": minutes})
+        blocks = [Heading("What is claimed, and whether it holds"), Claims(rows)] if rows else []
+        blocks += result.notes.get("report", [])
+        run_report(run, recipe, blocks, minutes=minutes, parts=list(PARTS), counts=COUNTS)
+    return replace(result, notes=result.notes | {"claims": rows})
 
 
 def maker(folder: Path) -> Recipe:

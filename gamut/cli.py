@@ -68,8 +68,9 @@ def show(what: str, /) -> None:
     out.print(Text(recipe.doc), "")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     sizes = list(recipe.presets)
-    for name in ("field", *sizes):
-        table.add_column(name, justify="left" if name == "field" else "right", no_wrap=name == "field")
+    table.add_column("field", no_wrap=True)
+    for size in sizes:
+        table.add_column(size, justify="right", max_width=14, overflow="fold")
     table.add_column("source and meaning")
     presets = [recipe.preset(size) for size in sizes]
     for field in recipe.fields:
@@ -101,22 +102,26 @@ def run(args: Sequence[str]) -> None:
 
     name = args[0] if args and not args[0].startswith("-") else None
     rest = list(args[1:] if name else args)
-    stopped = _value_of(rest, "--resume")
-    if name is None and stopped is None:
-        if {"-h", "--help"} & set(rest):
-            return _usage()
+    stopped, size = _value_of(rest, "--resume"), _value_of(rest, "--size")
+    if stopped is not None:
+        folder = api.Run.open(stopped)
+        recipe, kept, values = api.asked(folder)
+        if size not in (None, kept):
+            raise ValueError(f"'{stopped}' is of size {kept}, not {size}; drop --size, or start a new run")
+        overrides, options = _parse(recipe, kept, values, rest)
+        recipe, config = api.reopen(folder, overrides, name)
+    elif name is not None:
+        recipe, size = read(name), size or "tiny"
+        overrides, options = _parse(recipe, size, recipe.preset(size), rest)
+        config = api.configure(recipe, recipe.preset(size), overrides)
+        if options["plan"]:
+            return _plan(recipe, config)
+        folder = api.begin(recipe, config, size, options["out"], options["name"])
+    elif {"-h", "--help"} & set(rest):
+        return _usage()
+    else:
         raise ValueError("gamut run needs a recipe: gamut run step_audio_2. See: gamut list")
-    recipe = read(name or _recipe_of(stopped or ""))
-    size = _value_of(rest, "--size") or "tiny"
-    overrides, options = _parse(recipe, size, rest)
-    if options["plan"]:
-        return _plan(recipe, api.configure(recipe, recipe.preset(size), overrides))
     try:
-        if options["resume"]:
-            recipe, config, folder = api.reopen(options["resume"], overrides, name)
-        else:
-            config = api.configure(recipe, recipe.preset(size), overrides)
-            folder = api.begin(recipe, config, size, options["out"], options["name"])
         _finished(api.execute(recipe, config, folder))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; go on with: gamut run --resume {folder.path}") from None
@@ -140,21 +145,16 @@ def _value_of(args: Sequence[str], flag: str) -> str | None:
     return None
 
 
-def _recipe_of(folder: str) -> str:
-    from gamut.io.runs import Run
-
-    return Run.open(folder).config.get("recipe", "")
-
-
-def _parse(recipe: Recipe, size: str, args: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(fields that differ from the preset, options) of a command line, by tyro; misspelt fields get a suggestion."""
+def _parse(
+    recipe: Recipe, size: str, preset: dict[str, Any], args: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(fields that differ from ``preset``, options) of a command line, by tyro; misspelt fields get a suggestion."""
     from dataclasses import make_dataclass
 
     import tyro
 
     from gamut.api import unknown
 
-    preset = recipe.preset(size)
     options = {
         "size": (Literal[tuple(recipe.presets)], size, "which preset to start from"),
         "name": (str, recipe.name, "of the run folder; a taken one gets -2, -3, ..."),
@@ -167,31 +167,31 @@ def _parse(recipe: Recipe, size: str, args: Sequence[str]) -> tuple[dict[str, An
             field = word[2:].partition("=")[0].replace("-", "_")
             if field not in {*preset, *options, "help"} and field.removeprefix("no_") not in preset:
                 raise ValueError(unknown(recipe, field, options))
-    fields = [(f.name, Annotated[f.type, tyro.conf.arg(help=f.note)], preset[f.name]) for f in recipe.fields]
-    asked = [(key, Annotated[kind, tyro.conf.arg(help=text)], value) for key, (kind, value, text) in options.items()]
-    Fields = make_dataclass("Fields", fields, frozen=True)
-    Options = make_dataclass("Options", asked, frozen=True)
-
-    def command(options: Annotated[Options, tyro.conf.arg(name="")], fields: Annotated[Fields, tyro.conf.arg(name="")]):
-        chosen = {name: getattr(fields, name) for name in preset}
-        return {name: value for name, value in chosen.items() if value != preset[name]}, vars(options)
-
-    return tyro.cli(command, args=args, prog=f"gamut run {recipe.name}", description=recipe.doc.partition("\n")[0])
+    entries = [(name, kind, value, text) for name, (kind, value, text) in options.items()]
+    entries += [(field.name, field.type, preset[field.name], field.note) for field in recipe.fields]
+    Line = make_dataclass(
+        "Line", [(name, Annotated[kind, tyro.conf.arg(help=text)], value) for name, kind, value, text in entries]
+    )
+    summary = recipe.doc.partition("\n")[0]
+    chosen = vars(tyro.cli(Line, args=args, prog=f"gamut run {recipe.name}", description=summary))
+    moved = {name: chosen[name] for name in preset if chosen[name] != preset[name]}
+    return moved, {name: chosen[name] for name in options}
 
 
 def _plan(recipe: Recipe, config: Any) -> None:
     from gamut.api import module
 
     _able(recipe, "plan")
-    planned = module(recipe).plan(config)
-    if planned is not None:
-        console().print(planned)
+    for name, value in module(recipe).plan(config).items():
+        console().print(Text(f"{name:<32}") + Text(f"{value:>20,.3f}".rstrip("0").rstrip("."), "bold"))
 
 
 def _finished(result: Any) -> None:
     """Claims and numbers as tables, and the path of the report as the last line."""
-    _verdicts(result.notes.get("claims", ()))
-    if result.run is not None:
+    from gamut.train.dist import rank
+
+    if rank() == 0:
+        _verdicts(result.notes["claims"])
         console().print(Text(str(result.run / "report.html")), soft_wrap=True)
 
 

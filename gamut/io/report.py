@@ -296,13 +296,15 @@ def settings(recipe: Recipe, size: str, config: Mapping[str, Any]) -> Table:
     return Table(columns, rows, f"orange: not as in the {size} preset")
 
 
-def run_report(run: Run, recipe: Recipe, blocks: Sequence[Any], *, parts: Sequence[str], counts: Sequence[str]) -> Path:
+def run_report(
+    run: Run, recipe: Recipe, blocks: Sequence[Any], *, minutes: float, parts: Sequence[str], counts: Sequence[str]
+) -> Path:
     """report.html of a run: the given blocks first, then what any run can tell of itself."""
     asked, env = run.config, run.env
     kept = {name: tuple(value) if isinstance(value, list) else value for name, value in asked["config"].items()}
     title = recipe.doc.partition("\n")[0].partition(":")[0]
-    where = f"{env['started']} on {env['cores']} cores, commit {env['commit']}"
-    made = f"{recipe.name}, {asked['size']} size, started {where}"
+    where = f"{minutes:.1f} minutes on {env['cores']} cores, commit {env['commit']}"
+    made = f"{recipe.name}, {asked['size']} size, {env['started']}, {where}"
     environment = Table(("", ""), list(env.items()))
     learned = training(run, parts, counts)
     tail = [Heading("Configuration"), settings(recipe, asked["size"], kept), Details("Environment", [environment])]
