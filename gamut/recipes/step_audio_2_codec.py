@@ -35,7 +35,7 @@ class Config:
     blocks: int = 2  # paper 6 (repo S3Tokenizer); ConvNeXt blocks on each side of a change of rate, ours
     judge_width: int = 64  # ours; channels of the judge
     judge_steps: int = 2000  # ours; updates
-    codec_steps: int = 3000  # not found in the paper; ours
+    codec_steps: int = 2500  # not found in the paper; ours
     judge_batch: int = 32  # ours; sounds per update
     codec_batch: int = 24  # not found in the paper; ours, crops of one second per update
     judge_lr: float = 3e-3  # ours; peak
@@ -104,7 +104,7 @@ def train_codec(cfg: Config, digits: Digits, run: Run | None) -> MelCodec:
         guess, _ = codec(mel)
         level = (guess - mel).abs().mean()
         change = (guess.diff(dim=-1) - mel.diff(dim=-1)).abs().mean()  # what moves is what is understood
-        return level + 0.5 * change, {"mel_l1": level, "audio_s": wav.numel() / RATE}
+        return level + 0.5 * change, {"mel_l1": level.detach(), "audio_s": wav.numel() / RATE}
 
     data = Batches(lambda index: codec_batch(digits, cfg.codec_batch, index, cfg.seed))
     optim = Optim(lr=cfg.codec_lr, warmup=cfg.codec_steps // 20, weight_decay=0.01, betas=(0.9, 0.98))
@@ -134,8 +134,8 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
         f"- {name}: {value:.4g}" for name, value in metrics.items()
     ) + "\n\nMade by `gamut run step_audio_2_codec`.\n"
     if run is not None:
-        judge.save_pretrained(run.path / "judge", card=card.format("Judge of spoken digits"))
-        codec.save_pretrained(run.path / "codec", card=card.format("Speech codec, 25 tokens a second"))
+        judge.save_pretrained(run.path / "digitjudge", card=card.format("Judge of spoken digits"))
+        codec.save_pretrained(run.path / "melcodec", card=card.format("Speech codec, 25 tokens a second"))
     return Result(metrics, notes={"origin": held_out.origin, "report": _listen(codec, test)})
 
 

@@ -1,0 +1,205 @@
+"""Questions about spoken numbers put to a speech model, and what its answers are worth: beside them chance, the best
+constant answer, the same questions without sound, and what the codec itself can carry."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gamut.codecs.audio import MelCodec
+from gamut.codecs.chat import ANSWER_SPEECH, ANSWER_TEXT, EOT, encode_chat, remember
+from gamut.codecs.mel import pad_mels
+from gamut.codecs.text import Tokenizer
+from gamut.codecs.toolcall import parse_tool_calls
+from gamut.codecs.weave import Marks, parse_ta4
+from gamut.data.spoken import RATE, TASKS, Digits, Task
+from gamut.data.talks import hear, question
+from gamut.evals.judges import Sphinx
+from gamut.evals.judges import hear as judged
+from gamut.evals.metrics import error_rate
+from gamut.generate.ar import Prompt, Sample, generate
+from gamut.generate.sampling import Sampling
+from gamut.generate.tools import Toolbox, calculator
+from gamut.io.report import Audio, Card, Columns, Heading, Mel, Tokens
+from gamut.models.judge import DigitJudge
+from gamut.models.omni import Omni
+
+LONGEST = 120  # tokens of an answer: about four seconds of speech
+
+
+@dataclass
+class Answer:
+    """One question and what became of it. ``text`` is what was written or, aloud, said beside the sound."""
+
+    task: Task
+    digits: tuple[int, ...]
+    sound: Tensor
+    wanted: str
+    aloud: bool = False
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    call: str = ""  # the tool call's arguments
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    wav: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @property
+    def right(self) -> bool:
+        return self.text == self.wanted
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model, its words and its voice."""
+
+    model: Omni
+    words: Tokenizer
+    codec: MelCodec
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Speaker":
+        """From a folder that ``save`` wrote."""
+        path = Path(path)
+        return cls(Omni.from_pretrained(path), Tokenizer.from_pretrained(path), MelCodec.from_pretrained(path / "melcodec"))
+
+    def save(self, path: Path, card: str = "") -> None:
+        self.model.save_pretrained(path, card=card, files=self.words.files())
+        self.codec.save_pretrained(path / "melcodec")
+
+    def answer(self, answers: Sequence[Answer], sampling: Sampling = Sampling(temperature=0)) -> None:
+        """Fill in the answers: a first turn in text where a tool is to be called, then the answer itself."""
+        tools, marks = Toolbox([calculator()]), Marks.of(self.words, self.codec.vocab)
+        mels = [hear(answer.sound) for answer in answers]
+        for answer, mel in zip(answers, mels, strict=True):
+            answer.messages = question(answer.task, mel.shape[-1])
+        asked = [i for i, answer in enumerate(answers) if answer.task.tool]
+        for i, sample in zip(asked, self._turn(answers, mels, asked, sampling, first=True), strict=True):
+            calls = parse_tool_calls(self.words.decode(sample.ids)).calls
+            answers[i].call = calls[0].arguments if calls else ""
+            answers[i].messages.append(remember(sample.ids, self.words))
+            answers[i].messages += [result.message for result in tools.run(calls)]
+        everyone = range(len(answers))
+        for answer, sample in zip(answers, self._turn(answers, mels, everyone, sampling, first=False), strict=True):
+            answer.ids = [i for i in sample.ids if i != self.words.id(EOT)]
+            parts = parse_ta4(answer.ids, answer.aloud, marks)
+            answer.text = self.words.decode(parts.text_ids or ([] if answer.aloud else parts.other_ids))
+            codes = marks.audio_codes(parts.audio_ids)
+            if codes:
+                answer.wav = self.codec.decode(torch.tensor([codes]))[0]
+
+    def _turn(
+        self, answers: Sequence[Answer], mels: list[Tensor], which: Sequence[int], sampling: Sampling, first: bool
+    ) -> list[Sample]:
+        prompts = []
+        for i in which:
+            answer = answers[i]
+            prefill = ANSWER_SPEECH if answer.aloud and not first else ANSWER_TEXT
+            schemas = [calculator().schema] if answer.task.tool else None
+            ids = encode_chat(answer.messages, self.words, schemas, prefill=prefill, codes=self.codec.vocab)
+            prompts.append(Prompt(ids, self.model.prompt(ids, *pad_mels([mels[i]]))))
+        sampling = replace(sampling, max_new=LONGEST, stop=(self.words.id(EOT),), logprobs=False)
+        return generate(self.model.lm, prompts, sampling) if prompts else []
+
+
+def questions(digits: Digits, each: int, seed: int, aloud: bool, tasks: Sequence[Task] = TASKS) -> list[Answer]:
+    """``each`` questions per task, put together from these recordings."""
+    rng = random.Random(f"questions {seed}")
+    out = []
+    for task in tasks:
+        for _ in range(each):
+            said = digits.say([rng.randrange(10) for _ in range(rng.choice(task.counts))], rng, vary=False)
+            out.append(Answer(task, said.digits, said.wav, task.answer(said.digits), aloud))
+    return out
+
+
+def examine(
+    speaker: Speaker, judge: DigitJudge, digits: Digits, voice: Digits, each: int = 50, seed: int = 0
+) -> tuple[dict[str, float], list[Answer]]:
+    """All scores, shares in [0, 1], and the answers given aloud.
+
+    ``/no_sound``: the same model, the question silent. ``/constant``: the commonest right answer of each task, always.
+    ``/ceiling``: the right answers said by held-out recordings of the voice, through the codec, to the same judge.
+    """
+    written = questions(digits, each, seed, aloud=False)
+    speaker.answer(written)
+    silent = [replace(answer, sound=torch.zeros_like(answer.sound), messages=[]) for answer in written]
+    speaker.answer(silent)
+    metrics: dict[str, float] = {}
+    transcripts, sums = _split(written)
+    metrics["digits/wer"] = error_rate([a.wanted for a in transcripts], [a.text for a in transcripts])
+    metrics["digits/wer/no_sound"] = error_rate([a.wanted for a in transcripts], [a.text for a in _split(silent)[0]])
+    metrics["digits/wer/chance"] = 0.9  # as many digits as were said, each a guess
+    metrics["arithmetic/text"] = _share(sums)
+    metrics["arithmetic/text/no_sound"] = _share(_split(silent)[1])
+    metrics["arithmetic/text/constant"] = _constant(sums)
+    for task in TASKS[1:]:
+        metrics[f"arithmetic/{task.name}"] = _share([answer for answer in sums if answer.task == task])
+    called = [answer for answer in sums if answer.task.tool]
+    exact = [answer.call == f'{{"expression": "{answer.task.tool.join(map(str, answer.digits))}"}}' for answer in called]
+    metrics["calculator/exact"] = sum(exact) / len(called)
+    spoken = questions(digits, each, seed + 1, aloud=True, tasks=TASKS[1:])
+    speaker.answer(spoken, Sampling(temperature=0.5, seed=seed))
+    return metrics | _aloud(speaker.codec, judge, voice, spoken, seed), spoken
+
+
+def _aloud(codec: MelCodec, judge: DigitJudge, voice: Digits, spoken: list[Answer], seed: int) -> dict[str, float]:
+    rng = random.Random(f"ceiling {seed}")
+    wanted = [[int(c) for c in answer.wanted] for answer in spoken]
+    real = [voice.say(digits, rng, vary=False, gap=(0.04, 0.12)).wav for digits in wanted]
+    ceiling = [codec.decode(codec.encode(wav[None]))[0] for wav in real]
+    scores = {"arithmetic/aloud": [answer.wav for answer in spoken], "arithmetic/aloud/ceiling": ceiling,
+              "arithmetic/aloud/recorded": real}  # fmt: skip
+    out = {name: sum(judged(judge, wav)[0] == d for wav, d in zip(wavs, wanted, strict=True)) / len(spoken)
+           for name, wavs in scores.items()}  # fmt: skip
+    out["arithmetic/aloud/constant"] = _constant(spoken)
+    out["arithmetic/spoken_text"] = _share(spoken)
+    try:
+        sphinx = Sphinx()
+    except ImportError:
+        return out
+    for name, wavs in scores.items():
+        heard = [sphinx.hear(wav) for wav in wavs]
+        out[name.replace("aloud", "sphinx")] = sum(h == d for h, d in zip(heard, wanted, strict=True)) / len(spoken)
+    return out
+
+
+def _split(answers: Sequence[Answer]) -> tuple[list[Answer], list[Answer]]:
+    return [a for a in answers if a.task == TASKS[0]], [a for a in answers if a.task != TASKS[0]]
+
+
+def _share(answers: Sequence[Answer]) -> float:
+    return sum(answer.right for answer in answers) / max(1, len(answers))
+
+
+def _constant(answers: Sequence[Answer]) -> float:
+    """What the commonest answer of each task would score: the best that can be done without listening."""
+    by_task: dict[str, Counter] = {}
+    for answer in answers:
+        by_task.setdefault(answer.task.name, Counter())[answer.wanted] += 1
+    return sum(max(counts.values()) for counts in by_task.values()) / len(answers)
+
+
+def samples(speaker: Speaker, judge: DigitJudge, answers: Sequence[Answer], count: int = 10) -> list:
+    """Blocks of a report: questions and answers to listen to, taken evenly from all, right or wrong."""
+    chosen = answers[:: max(1, len(answers) // count)][:count]
+    cards = []
+    for answer in chosen:
+        heard = "".join(map(str, judged(judge, answer.wav)[0])) or "nothing"
+        said = " ".join(map(str, answer.digits))
+        strip = [(speaker.words.inner.id_to_token(i) or "", i, _kind(speaker, i)) for i in answer.ids]
+        blocks = [Audio(f"question: {said}", answer.sound, RATE)]
+        if len(answer.wav):
+            mel = speaker.codec.mel(answer.wav[None])[0]
+            blocks += [Audio(f"answer: {answer.text}, heard as {heard}", answer.wav, RATE),
+                       Mel("mel of the answer", mel, len(answer.wav) / RATE)]  # fmt: skip
+        cards.append(Card(f"{answer.task.prompt} → {answer.wanted}", [*blocks, Tokens("tokens", strip)]))
+    return [Heading("Listen", "Held-out recordings ask; every answer shown was drawn evenly, right or wrong."), Columns(cards)]
+
+
+def _kind(speaker: Speaker, id: int) -> str:
+    first = speaker.words.id("<audio_0>")
+    return "audio" if id >= first else "special" if id >= speaker.words.id("<|BOT|>") else "text"

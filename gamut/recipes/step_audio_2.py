@@ -1,0 +1,180 @@
+"""Step-Audio 2 (arXiv 2507.16632): it hears continuous features and answers in text and interleaved speech tokens.
+
+    gamut run step_audio_2                      # tiny preset: real recordings of digits, CPU, no download
+    gamut run step_audio_2 --size paper --plan  # parameters and memory of Step-Audio 2 mini; trains nothing
+    gamut chat question.wav --system "Say the sum of the two numbers."
+
+Sound -> log-mel -> encoder (25 a second) -> adaptor (12.5) -> decoder -> "<tts_start> [1 text, 4 audio] ... <tts_end>"
+-> codec -> sound (§3.1). Stages as in §4, shortened: an encoder that has learned to hear (the paper starts from
+Qwen2-Audio's), alignment of the adaptor alone, then everything but the encoder on transcripts, spoken arithmetic in
+text and speech, text to speech, and a calculator called as a tool.
+"""
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gamut.codecs.audio import MelCodec
+from gamut.codecs.mel import pad_mels
+from gamut.codecs.text import Tokenizer
+from gamut.data import sources
+from gamut.data.load import Batches
+from gamut.data.spoken import TASKS, Digits, noisy
+from gamut.data.talks import Talks, hear, tokenizer
+from gamut.evals.claims import Claim, Result
+from gamut.evals.talks import Speaker, examine, samples
+from gamut.io.runs import Run
+from gamut.models.audio_encoder import AudioEncoder, AudioEncoderConfig
+from gamut.models.judge import DigitJudge
+from gamut.models.lm import LMConfig
+from gamut.models.omni import Omni, OmniConfig
+from gamut.train.loop import fit
+from gamut.train.optim import Group, Optim, Phase
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the model, then how long and how fast each stage learns."""
+
+    width: int = 128  # paper 3584 (released config.json); channels of the decoder
+    layers: int = 4  # paper 28 (released config.json)
+    heads: int = 4  # paper 28 (released config.json)
+    kv_heads: int = 2  # paper 4 (released config.json)
+    ffn: int = 384  # paper 18944 (released config.json)
+    encoder_width: int = 128  # paper 1280 (released config.json)
+    encoder_layers: int = 3  # paper 32 (released config.json)
+    encoder_heads: int = 4  # paper 20 (released config.json)
+    adapter: int = 256  # paper 2048 (released config.json); hidden channels
+    hear_steps: int = 1500  # ours; updates of the encoder, where the paper takes a trained one
+    align_steps: int = 200  # paper 12000 (§4.1); updates of the adaptor alone
+    main_steps: int = 6000  # not found in the paper (800B tokens); ours
+    batch: int = 16  # ours; conversations per update
+    hear_lr: float = 2e-3  # ours; peak
+    align_lr: float = 2e-3  # paper 1e-4 (§4.1); peak
+    main_lr: float = 1.5e-3  # paper 2e-5 (§4.3); peak
+    voice: str = "jackson"  # ours; who of the recorded people answers
+    codec: str = "weights/step_audio_2_codec"  # ours; folder with a codec and a judge
+    source: str = "auto"  # ours; recordings, synthetic (espeak-ng), or auto: recordings if they can be had
+    seed: int = 0  # ours
+
+
+TINY = Config()
+PAPER = replace(TINY, width=3584, layers=28, heads=28, kv_heads=4, ffn=18944, encoder_width=1280, encoder_layers=32,
+                encoder_heads=20, adapter=2048, align_steps=12000, align_lr=1e-4, main_lr=2e-5)  # fmt: skip
+PAPER_VOCAB = 158720
+ROOT = Path(__file__).parents[2]
+
+
+def model_config(cfg: Config, vocab: int, **ids: int) -> OmniConfig:
+    lm = LMConfig(vocab, cfg.width, cfg.layers, cfg.heads, cfg.kv_heads, cfg.width // cfg.heads, cfg.ffn,
+                  qkv_bias=True, max_positions=16384)  # fmt: skip
+    audio = AudioEncoderConfig(width=cfg.encoder_width, layers=cfg.encoder_layers, heads=cfg.encoder_heads,
+                               ffn=4 * cfg.encoder_width, edge="closed")  # fmt: skip
+    return OmniConfig(lm, audio, cfg.adapter, **ids)
+
+
+def build(cfg: Config, words: Tokenizer) -> Omni:
+    torch.manual_seed(cfg.seed)
+    marks = {f"audio_{name}_id": words.id(f"<audio_{name}>") for name in ("start", "end", "patch")}
+    return Omni(model_config(cfg, words.vocab, **marks))
+
+
+def heard_frames(digits: Digits, size: int, index: int, seed: int):
+    """Noisy strings of digits, and which digit (10: none) each encoder frame of 40 ms lies in; -100 behind the end."""
+    rng = random.Random(f"hear {seed} {index}")
+    count = rng.choice((1, 2, 3, 4, 6))
+    mels, spans = [], []
+    for _ in range(size):
+        said = digits.say([rng.randrange(10) for _ in range(count)], rng)
+        mels.append(hear(noisy(said.wav, rng)))
+        spans.append([(round(a / 320), round(b / 320), d) for (a, b), d in zip(said.spans, said.digits, strict=True)])
+    mels_NMF, lens_N = pad_mels(mels)
+    labels_NT = torch.full((size, (mels_NMF.shape[-1] + 1) // 4), -100)
+    for row, length, parts in zip(labels_NT, lens_N.tolist(), spans, strict=True):
+        row[: (length + 1) // 4] = 10
+        for start, end, digit in parts:
+            row[start : max(end, start + 1)] = digit
+        row[(length + 1) // 4 :] = -100
+    return mels_NMF, lens_N, labels_NT
+
+
+def learn_to_hear(cfg: Config, encoder: AudioEncoder, digits: Digits, run: Run | None) -> None:
+    """Stands where the paper takes Qwen2-Audio's encoder (App. B): which digit is being said, frame by frame. Ours."""
+    head = nn.Linear(cfg.encoder_width, 11)
+
+    def step(batch, phase: str):
+        mels, lens, labels = batch
+        logits = head(encoder(mels, lens)[0])
+        right = (logits.argmax(-1) == labels)[labels >= 0].float().mean()
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        return loss, {"accuracy": right, "audio_s": float(lens.sum()) / 100}
+
+    data = Batches(lambda index: heard_frames(digits, cfg.batch, index, cfg.seed))
+    optim = Optim(cfg.hear_lr, warmup=cfg.hear_steps // 8, weight_decay=0.02)
+    fit(step, Phase("encoder", {"encoder": encoder, "head": head}, optim), data, steps=cfg.hear_steps, run=run,
+        stage="hear", seed=cfg.seed, save_every=250)  # fmt: skip
+
+
+def learn_to_talk(cfg: Config, model: Omni, talks: Talks, run: Run | None) -> None:
+    """§4: first the adaptor alone on transcripts, then all but the encoder on everything."""
+
+    def step(batch, phase: str):
+        loss, stats = model.loss(batch.ids_BT, batch.learn_BT, batch.mels_NMF, batch.lens_N)
+        return loss, stats | {"tokens": batch.ids_BT.numel()}
+
+    transcripts = Batches(lambda index: talks.batch(index, cfg.batch, TASKS[:1], read=0.0))
+    only_adapter = (Group("lm.*", 0), Group("encoder.*", 0))
+    optim = Optim(cfg.align_lr, "linear", warmup=cfg.align_steps // 10, final=0.2, groups=only_adapter)
+    fit(step, model, transcripts, steps=cfg.align_steps, optim=optim, run=run, stage="align", seed=cfg.seed)
+
+    everything = Batches(lambda index: talks.batch(index, cfg.batch))
+    optim = Optim(cfg.main_lr, warmup=cfg.main_steps // 20, weight_decay=0.02, betas=(0.9, 0.98),
+                  groups=(Group("encoder.*", 0),))  # fmt: skip
+    fit(step, model, everything, steps=cfg.main_steps, optim=optim, run=run, stage="main", seed=cfg.seed, save_every=250)
+
+
+def main(cfg: Config = TINY, run: Run | None = None) -> Result:
+    folder = Path(cfg.codec) if Path(cfg.codec).exists() else ROOT / cfg.codec
+    codec, judge = (kind.from_pretrained(folder / kind.__name__.lower()) for kind in (MelCodec, DigitJudge))
+    spoken, held_out = sources.digits("train", cfg.source), sources.digits("test", cfg.source)
+    voice = cfg.voice if cfg.voice in {clip.speaker for clip in held_out} else held_out[0].speaker
+    digits, words = Digits(spoken), tokenizer(codec.vocab)
+    model = build(cfg, words)
+    learn_to_hear(cfg, model.encoder, digits, run)
+    learn_to_talk(cfg, model, Talks(digits, Digits(spoken, (voice,)), codec, words, cfg.seed), run)
+    speaker = Speaker(model.eval(), words, codec)
+    metrics, answers = examine(speaker, judge, Digits(held_out), Digits(held_out, (voice,)), seed=cfg.seed)
+    if run is not None:
+        facts = "\n".join(f"- {name}: {value:.4g}" for name, value in metrics.items())
+        speaker.save(run.path / "model", card=CARD.format(held_out.origin, held_out.licence, voice, cfg.seed, facts))
+    return Result(metrics, notes={"origin": held_out.origin, "report": samples(speaker, judge, answers)})
+
+
+CARD = """# Step-Audio 2, tiny
+
+Hears strings of spoken digits and answers in text or aloud. Trained by `gamut run step_audio_2` on: {} ({});
+it answers in the voice of {}. Seed {}.
+
+{}
+"""
+
+
+def plan(cfg: Config) -> dict[str, float]:
+    """Parameters and bytes, without building anything."""
+    with torch.device("meta"):
+        model = Omni(model_config(cfg, PAPER_VOCAB if cfg.width == PAPER.width else 1800))
+    count = sum(p.numel() for p in model.parameters())
+    return {"parameters": count, "bf16 weights, GB": count * 2 / 1e9, "training with AdamW, fp32, GB": count * 16 / 1e9}
+
+
+CLAIMS = [
+    Claim("transcripts of 1-6 held-out spoken digits: word error rate <= 10 %", lambda r: r.metrics["digits/wer"] <= 0.10),
+    Claim("spoken arithmetic is right in text >= 90 %", lambda r: r.metrics["arithmetic/text"] >= 0.90),
+    Claim("the calculator is called exactly right >= 90 %", lambda r: r.metrics["calculator/exact"] >= 0.90),
+    Claim("spoken answers are heard right, within 10 points of the codec's own ceiling",
+          lambda r: r.metrics["arithmetic/aloud"] >= r.metrics["arithmetic/aloud/ceiling"] - 0.10),
+]
