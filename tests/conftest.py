@@ -5,12 +5,15 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two OpenMP threads on two busy cores spin at barriers
 
+import hypothesis
 import jaxtyping
 import pytest
 import torch
 
 jaxtyping.install_import_hook("gamut", "beartype.beartype")
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("gamut", deadline=None)  # wall-clock limits fail on a busy machine
+hypothesis.settings.load_profile("gamut")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -156,9 +156,9 @@ def test_an_answer_that_was_cut_off_runs_nothing():
     call = write_tool_call("calculator", {"expression": "1+1"})
     answer = collect(respond([USER], script(call)[0], WORDS, tools=Toolbox([calculator()])))
     assert (answer.results, answer.finish, len(answer.messages)) == ([], "length", 1)
-    decode, _ = script([*speech("hello", [1] * 30)[:12]])  # 2 whole groups, a word, a code
+    decode, _ = script([*speech("abcde", [1] * 30)[:12]])  # 2 whole groups, a word, a code
     answer = collect(respond([USER], decode, WORDS, codec=CODEC, prefill=ANSWER_SPEECH))
-    assert (answer.spoken, answer.finish) == ("hel", "length")
+    assert (answer.spoken, answer.finish) == ("abc", "length")
     assert len(answer.wav) == 9 * CODEC.stride[0]
 
 
@@ -176,7 +176,7 @@ def test_text_alone_needs_no_codec_and_splits_no_character():
     assert len(events) > 8 and collect(events).text == "héllo 世界 <tool_call>x</tool_call>"  # no tools: plain text
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from([*range(97, 107), *range(256 + 4, WORDS.vocab)]), max_size=40), st.booleans())
 def test_any_stream_gives_what_the_whole_text_parser_gives(ids, spoken):
     """Twin, on nonsense: marks, pads and audio tokens anywhere (the model may not open speech by itself here)."""

@@ -233,7 +233,7 @@ def calculator() -> Tool:
     """``calculate`` as a tool."""
     expression = {"type": "string", "description": "for example (3 + 4) * 12, min(2, 7), 2 ** 10"}
     parameters = {"type": "object", "properties": {"expression": expression}, "required": ["expression"]}
-    return Tool("calculator", "Work out an arithmetic expression.", parameters, calculate, seconds=2.0)
+    return Tool("calculator", "Work out an arithmetic expression.", parameters, calculate)
 
 
 def local_now() -> datetime:
@@ -254,7 +254,7 @@ def date_and_time(clock: Callable[[], datetime] = local_now) -> Tool:
 
     zone = {"type": "string", "description": "IANA name such as Asia/Shanghai; local time without it"}
     parameters = {"type": "object", "properties": {"timezone": zone}, "required": []}
-    return Tool("date_and_time", "The current date, time and weekday.", parameters, tell, seconds=2.0)
+    return Tool("date_and_time", "The current date, time and weekday.", parameters, tell)
 
 
 def _zone(name: str):
