@@ -1,6 +1,5 @@
 """Int8 weights: error bounds, the size of an 8 B model, and the memory that loading really takes."""
 
-import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -134,14 +133,13 @@ print((peak - before) * 1024, sum(t.nbytes for t in model.state_dict().values())
 
 
 def test_loading_never_holds_the_float_model(tmp_path):
-    """Peak resident memory, file pages included, of a process that loads 500 MB of floats."""
-    config = LMConfig(vocab=8192, width=1024, layers=8, heads=8, kv_heads=2, head_dim=128, ffn=3456, qkv_bias=True)
-    weights = LM(replace(config, layers=1)).state_dict()
+    """Peak resident memory, file pages included, of a process that loads 384 MB of floats."""
+    config = LMConfig(vocab=8192, width=1024, layers=6, heads=8, kv_heads=2, head_dim=128, ffn=3456, qkv_bias=True)
     with torch.device("meta"):
-        names = LM(config).state_dict()
-    tensors = {name: weights[re.sub(r"blocks\.\d+\.", "blocks.0.", name)] for name in names}
+        shapes = LM(config).state_dict()
+    tensors = {name: torch.ones(t.shape) for name, t in shapes.items()}
     save_folder(tmp_path, tensors, {"gamut": "0", "class": "LM", "config": asdict(config)})
     floats = sum(t.nbytes for t in tensors.values())
     done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
     grown, kept = map(int, done.stdout.split())
-    assert grown < kept + 150e6 < 0.6 * floats, f"{grown / 1e6:.0f} MB for {kept / 1e6:.0f} of {floats / 1e6:.0f} MB"
+    assert grown < kept + 120e6 < 0.65 * floats, f"{grown / 1e6:.0f} MB for {kept / 1e6:.0f} of {floats / 1e6:.0f} MB"

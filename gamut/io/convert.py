@@ -82,7 +82,7 @@ def export(
     tensors = load_tensors(src)
     if lora is not None and merge:
         tensors = merge_adapter(tensors, *read_adapter(lora, keys, config))
-    official = wrapped.get("official", {}) | keys.config_to_official(config)
+    official = _overlaid(wrapped.get("official", {}), keys.config_to_official(config))
     files = _carried(src)
     save_folder(dst, keys.to_official(tensors, config), official, card=_card(src), files=files)
     if lora is not None and not merge:
@@ -111,6 +111,12 @@ def keys_of(kind: str, config: Mapping) -> ModuleType:
             return keys
     allowed = ", ".join(sorted({name for name, _ in FAMILIES.values()}))
     raise ValueError(f"a {kind} has no official layout; exportable classes: {allowed}")
+
+
+def _overlaid(old: Mapping, new: Mapping) -> dict:
+    """``new`` on top of ``old``, dicts inside dicts too: fields we have no use for come back as they were."""
+    inner = {k: _overlaid(old[k], v) for k, v in new.items() if isinstance(v, dict) and isinstance(old.get(k), dict)}
+    return {**old, **new, **inner}
 
 
 def _fresh(dst: str | Path) -> Path:

@@ -47,7 +47,7 @@ def config_to_official(ours: Mapping) -> dict:
         "positions must be 'sqrt_alibi'": ours["positions"] != "sqrt_alibi",
         "head_dim must be width / heads": ours["head_dim"] * ours["heads"] != ours["width"],
         "no biases, QK-norm, tied weights or experts": any(
-            ours[name] for name in ("qkv_bias", "out_bias", "qk_norm", "tied", "moe")
+            ours.get(name) for name in ("qkv_bias", "out_bias", "qk_norm", "tied", "moe")
         ),
     }
     if broken := [text for text, bad in wrong.items() if bad]:

@@ -1,0 +1,222 @@
+"""Foreign folders in, official ones out: equal bytes there and back, equal logits in transformers, no pickled code."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from gamut.codecs.text import Tokenizer
+from gamut.io.convert import convert, export
+from gamut.io.folders import load_config, load_tensors, save_folder
+from gamut.models.adapters import save_lora
+from gamut.models.lm import LM
+from gamut.models.omni import Omni
+from gamut.nn.lora import add_lora, fold_lora, lora_layers
+
+QWEN = ["qwen2", "qwen2_tied", "qwen3", "qwen2_moe", "qwen3_moe"]
+ALL = [*QWEN, "step1_lm", "step_audio_2_lm"]
+TYPES = {"step1_lm": "step1", "step_audio_2_lm": "step_audio_2"}
+IDS = torch.arange(30).view(2, 15) % 100
+
+
+def official_folder(golden, name, path):
+    """A released checkpoint as it would lie on disk, out of a fixture's weights and config."""
+    with safe_open(golden / f"{name}.safetensors", "pt") as file:
+        weights = {key[2:]: file.get_tensor(key) for key in file.keys() if key.startswith("w.")}
+        config = json.loads(file.metadata()["config"])
+    config = {"model_type": TYPES.get(name, name)} | config
+    return save_folder(path, weights, config, files={"generation_config.json": '{"eos_token_id": [7]}'}), weights
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+def holds(after, before):
+    if not isinstance(before, dict):
+        return after == before
+    return all(key in after and holds(after[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_there_and_back_is_byte_equal(golden, tmp_path, name):
+    src, weights = official_folder(golden, name, tmp_path / "src")
+    back = export(convert(src, tmp_path / "ours"), tmp_path / "back")
+    assert same(load_tensors(back), weights)
+    assert holds(load_config(back), load_config(src))  # fields we have no use for come back too
+    assert (back / "generation_config.json").read_text() == (src / "generation_config.json").read_text()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_converted_folder_and_the_official_one_load_alike(golden, tmp_path, name):
+    src, _ = official_folder(golden, name, tmp_path / "src")
+    kind = Omni if name == "step_audio_2_lm" else LM
+    ours = kind.from_pretrained(convert(src, tmp_path / "ours"))
+    theirs = kind.from_pretrained(src)
+    assert same(ours.state_dict(), theirs.state_dict()) and ours.config == theirs.config
+
+
+@pytest.mark.parametrize("name", QWEN)
+def test_transformers_gives_equal_logits_on_our_export(golden, tmp_path, name):
+    transformers = pytest.importorskip("transformers")
+    src, _ = official_folder(golden, name, tmp_path / "src")
+    model = LM.from_pretrained(src).eval()
+    model.save_pretrained(tmp_path / "ours")  # without the official config beside it
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(export(tmp_path / "ours", tmp_path / "hf")).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(IDS).logits, model(IDS), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3_moe"])
+def test_folders_that_transformers_wrote(golden, tmp_path, name):
+    """Sharded, in bf16, with its own config fields."""
+    transformers = pytest.importorskip("transformers")
+    src, _ = official_folder(golden, name, tmp_path / "src")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(src, dtype=torch.bfloat16).eval()
+    theirs.save_pretrained(tmp_path / "saved", max_shard_size="100KB")
+    assert (tmp_path / "saved" / "model.safetensors.index.json").exists()
+    model = LM.from_pretrained(convert(tmp_path / "saved", tmp_path / "ours"), torch.bfloat16).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).float(), theirs(IDS).logits.float(), atol=0.2, rtol=0)
+        torch.testing.assert_close(model.float()(IDS), theirs.float()(IDS).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ["pytorch_model.bin", "model.pt", "sharded", "nested"])
+def test_pickled_weights_convert_to_the_same(golden, tmp_path, layout):
+    src, weights = official_folder(golden, "qwen2", tmp_path / "src")
+    (src / "model.safetensors").unlink()
+    if layout == "sharded":
+        names = list(weights)
+        halves = {"pytorch_model-00001-of-00002.bin": names[:20], "pytorch_model-00002-of-00002.bin": names[20:]}
+        for file, part in halves.items():
+            torch.save({name: weights[name] for name in part}, src / file)
+        index = {name: file for file, part in halves.items() for name in part}
+        (src / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    else:
+        torch.save({"state_dict": weights} if layout == "nested" else weights, src / layout.replace("nested", "a.pt"))
+    assert same(load_tensors(export(convert(src, tmp_path / "ours"), tmp_path / "back")), weights)
+
+
+class Trap:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_pickle_that_holds_code_is_refused_and_not_run(golden, tmp_path):
+    src, weights = official_folder(golden, "qwen2", tmp_path / "src")
+    (src / "model.safetensors").unlink()
+    torch.save(weights | {"extra": Trap(tmp_path / "touched")}, src / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model.bin' was refused: it holds more than tensors.*safetensors"):
+        convert(src, tmp_path / "ours")
+    assert not (tmp_path / "touched").exists() and not (tmp_path / "ours").exists()
+
+
+def test_damaged_or_strange_pickles_are_named(golden, tmp_path):
+    src, weights = official_folder(golden, "qwen2", tmp_path / "src")
+    (src / "model.safetensors").unlink()
+    file = src / "pytorch_model.bin"
+    torch.save(weights, file)
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=rf"truncated or no PyTorch file: got {len(data) // 2:,} bytes .*again"):
+        convert(src, tmp_path / "ours")
+    torch.save([1, 2], file)
+    with pytest.raises(ValueError, match=r"must hold a state dict .* got list"):
+        convert(src, tmp_path / "ours")
+    file.unlink()
+    with pytest.raises(ValueError, match=r"has no weights; looked for model.safetensors and .* got config.json"):
+        convert(src, tmp_path / "ours")
+
+
+def test_tokenizer_files_are_carried_both_ways(golden, tmp_path):
+    src, _ = official_folder(golden, "qwen2", tmp_path / "src")
+    Tokenizer.characters("abc", ["<eot>"]).save_pretrained(src)
+    back = export(convert(src, tmp_path / "ours"), tmp_path / "back")
+    for folder in (tmp_path / "ours", back):
+        assert Tokenizer.from_pretrained(folder).encode("ab<eot>") == [0, 1, 3]
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_export_with_an_adapter(golden, tmp_path, merge):
+    """transformers (and peft, when the adapter stays apart) give the adapted model's logits."""
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    src, _ = official_folder(golden, "qwen3", tmp_path / "src")
+    ours = convert(src, tmp_path / "ours")
+    model = LM.from_pretrained(ours).eval()
+    add_lora(model, rank=2)
+    torch.manual_seed(0)
+    for _, layer in lora_layers(model):
+        torch.nn.init.normal_(layer.lora_B, std=0.05)
+    save_lora(model, tmp_path / "adapter")
+    out = export(ours, tmp_path / "hf", lora=tmp_path / "adapter", merge=merge)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
+    if not merge:
+        theirs = peft.PeftModel.from_pretrained(theirs, out / "adapter")
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(IDS).logits, model(IDS), atol=1e-5, rtol=0)
+        fold_lora(model)
+        torch.testing.assert_close(theirs(IDS).logits, model(IDS), atol=1e-5, rtol=0)
+
+
+def test_nothing_is_overwritten(golden, tmp_path):
+    src, _ = official_folder(golden, "qwen2", tmp_path / "src")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"mine' exists already; nothing was written. Choose another"):
+        convert(src, tmp_path / "mine")
+    ours = convert(src, tmp_path / "ours")
+    with pytest.raises(ValueError, match=r"mine' exists already; nothing was written"):
+        export(ours, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_messages_say_what_is_possible(golden, tmp_path):
+    src, weights = official_folder(golden, "qwen2", tmp_path / "src")
+    ours = convert(src, tmp_path / "ours")
+    with pytest.raises(ValueError, match="is a gamut checkpoint already; to write another layout: gamut export"):
+        convert(ours, tmp_path / "x")
+    with pytest.raises(ValueError, match=r"src' is not a gamut checkpoint; got config.json of 'qwen2'"):
+        export(src, tmp_path / "x")
+    with pytest.raises(ValueError, match="unknown layout 'onnx'; allowed: hf"):
+        export(ours, tmp_path / "x", "onnx")
+    with pytest.raises(ValueError, match="merge needs an adapter; give --lora"):
+        export(ours, tmp_path / "x", merge=True)
+    shutil.rmtree(src)
+    save_folder(src, weights, {"model_type": "bloom"})
+    with pytest.raises(ValueError, match=r"must be one of qwen2, .*step_audio_2; got 'bloom'"):
+        convert(src, tmp_path / "x")
+    save_folder(tmp_path / "codec", weights, {"gamut": "0", "class": "MelCodec", "config": {}})
+    with pytest.raises(ValueError, match="a MelCodec has no official layout; exportable classes: LM, Omni"):
+        export(tmp_path / "codec", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda w: w.pop("model.layers.1.mlp.up_proj.weight"), "1 missing: blocks.1.mlp.up.weight"),
+        (lambda w: w.update(extra=torch.ones(2)), "1 unexpected: extra"),
+        (
+            lambda w: w.update({"model.norm.weight": torch.ones(63)}),
+            r"1 mis-shaped: norm.weight \(63,\) instead of \(64,\)",
+        ),
+        (
+            lambda w: w.update({"model.norm.weight": torch.ones(64, dtype=torch.int64)}),
+            "1 wrong dtype: norm.weight int64 instead of float32",
+        ),
+    ],
+)
+def test_loading_a_wrong_official_checkpoint_names_the_key(golden, tmp_path, change, message):
+    src, weights = official_folder(golden, "qwen2", tmp_path / "src")
+    change(weights)
+    save_file(weights, src / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        LM.from_pretrained(src)
