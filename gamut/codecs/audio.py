@@ -1,6 +1,6 @@
 """A first speech codec: 25 tokens a second out of a log-mel, and Griffin-Lim back to sound.
 
-Stands where Step-Audio 2 has its S3 tokenizer, flow and vocoder (ours; FEASIBILITY: 250 bit/s keep digits intelligible).
+Stands where Step-Audio 2 has its S3 tokenizer, flow and vocoder (ours; 250 bit/s keep spoken digits intelligible).
 
 B batch · T samples · M mel bins · F mel frames (100 a second) · N tokens (25 a second)
 """

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gamut.io.media import resample
+
 WHISPER_RATE, WHISPER_HOP, WHISPER_FFT = 16000, 160, 400  # 10 ms frames
 PIECE_SECONDS = 25.0  # Step-Audio 2 cuts a recording into pieces of this length, a block of patches each
 PAD = 479  # samples of silence Step-Audio 2 appends before its log-mel
@@ -116,6 +118,11 @@ def step_audio_2_mel(wav: Float[Tensor, "*B T"], mels: int = 128) -> Float[Tenso
     """The Step-Audio 2 front-end: Whisper's log-mel after 479 zeros; (T + 479) // 160 frames, of which the last two
     are not counted (``patches``). Source: fact sheet §2 (repo: utils.py)."""
     return whisper_mel(wav, mels, PAD)
+
+
+def hear(wav: Float[Tensor, " T"], rate: int) -> Float[Tensor, "M F"]:
+    """What Step-Audio 2's encoder is given of a sound at any rate: at 16 kHz, as a log-mel."""
+    return step_audio_2_mel(resample(wav, rate, WHISPER_RATE))
 
 
 def pad_mels(

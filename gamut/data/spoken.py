@@ -1,4 +1,4 @@
-"""A world of spoken numbers whose truth is known: strings put together from single recorded digits, and tasks on them."""
+"""A world of spoken numbers whose truth is known: strings of single recorded digits, and tasks on them."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -60,7 +60,8 @@ class Digits:
     def __init__(self, clips: Sequence[Clip], speakers: Sequence[str] = ()):
         kept = [clip for clip in clips if not speakers or clip.speaker in speakers]
         if not kept:
-            raise ValueError(f"no clip of the speakers {list(speakers)}; there are {sorted({c.speaker for c in clips})}")
+            there = sorted({clip.speaker for clip in clips})
+            raise ValueError(f"no clip of the speakers {list(speakers)}; there are {there}")
         self.wavs = [levelled(clip.wav) for clip in kept]
         self.digits = [int(clip.labels["digit"]) for clip in kept]
         self.speakers = [clip.speaker for clip in kept]

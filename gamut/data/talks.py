@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,16 +10,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gamut.codecs.audio import MelCodec
-from gamut.codecs.chat import AUDIO_END, AUDIO_PATCH, AUDIO_START, BOT, EOT, READ_ALOUD, TTS_END, TTS_PAD, TTS_START
-from gamut.codecs.chat import encode_turns
-from gamut.codecs.mel import pad_mels, patches, step_audio_2_mel
+from gamut.codecs.chat import (
+    AUDIO_END,
+    AUDIO_PATCH,
+    AUDIO_START,
+    BOT,
+    EOT,
+    READ_ALOUD,
+    TTS_END,
+    TTS_PAD,
+    TTS_START,
+    encode_turns,
+)
+from gamut.codecs.mel import hear, pad_mels, patches
 from gamut.codecs.text import Tokenizer
 from gamut.codecs.weave import Marks, build_ta4
 from gamut.data.spoken import RATE, TASKS, Digits, Said, Task, noisy
-from gamut.generate.tools import calculator
-from gamut.io.media import resample
 
-TOOLS = [calculator().schema]
 ROLES = ("system", "human", "assistant", "function_output", "tool_json_schemas")
 
 
@@ -34,17 +41,15 @@ class TalkBatch:
     audio_s: float
 
 
-def tokenizer(codes: int) -> Tokenizer:
-    """Bytes, the words of the prompts, then the special strings with ``codes`` audio tokens and their padding last."""
+def tokenizer(codes: int, tools: Sequence[Mapping] = ()) -> Tokenizer:
+    """Bytes, the words of the prompts, then the special strings with ``codes`` audio tokens and their padding last.
+
+    ``tools`` are the schemas a prompt may hold.
+    """
     call = 'function\ncalculator\n{"expression": "3*4"}'
-    texts = [task.prompt for task in TASKS] + [f"{role}\n" for role in ROLES] + [READ_ALOUD, call, json.dumps(TOOLS)]
+    texts = [task.prompt for task in TASKS] + [f"{role}\n" for role in ROLES] + [READ_ALOUD, call, json.dumps(tools)]
     marks = [BOT, EOT, "<tool_call>", "</tool_call>", AUDIO_START, AUDIO_END, AUDIO_PATCH, TTS_START, TTS_END, TTS_PAD]
     return Tokenizer.train(texts * 4, 768, [*marks, *(f"<audio_{code}>" for code in range(codes + 1))])
-
-
-def hear(wav: Float[Tensor, " T"], rate: int = RATE) -> Float[Tensor, "M F"]:
-    """What the encoder is given of a sound."""
-    return step_audio_2_mel(resample(wav, rate, 16000))
 
 
 def question(task: Task, frames: int) -> list[dict]:
@@ -53,9 +58,13 @@ def question(task: Task, frames: int) -> list[dict]:
     return [{"role": "system", "content": task.prompt}, {"role": "human", "content": sound}]
 
 
+def call_arguments(task: Task, digits: Sequence[int]) -> dict[str, str]:
+    return {"expression": task.tool.join(map(str, digits))}
+
+
 def call(task: Task, digits: Sequence[int]) -> list[dict]:
     """The calculator is asked, and answers."""
-    function = {"name": "calculator", "arguments": {"expression": task.tool.join(map(str, digits))}}
+    function = {"name": "calculator", "arguments": call_arguments(task, digits)}
     asked = {"role": "assistant", "content": "", "tool_calls": [{"id": "call_0", "function": function}]}
     return [asked, {"role": "tool", "tool_call_id": "call_0", "content": task.answer(digits)}]
 
@@ -65,10 +74,14 @@ class Talks:
 
     Args:
         digits: what people say. voice: recordings in the one voice that answers. codec: turns them into tokens.
+        tools: schemas shown with the questions that need one.
     """
 
-    def __init__(self, digits: Digits, voice: Digits, codec: MelCodec, words: Tokenizer, seed: int = 0):
-        self.digits, self.voice, self.codec, self.words, self.seed = digits, voice, codec, words, seed
+    def __init__(
+        self, digits: Digits, voice: Digits, codec: MelCodec, words: Tokenizer, tools: Sequence[Mapping], seed: int = 0
+    ):
+        self.digits, self.voice, self.codec, self.words = digits, voice, codec, words
+        self.tools, self.seed = tools, seed
         self.marks = Marks.of(words, codec.vocab)
 
     def spoken(self, answer: str, rng: random.Random) -> list[int]:
@@ -110,11 +123,11 @@ class Talks:
             else:
                 task = rng.choice(fitting)
                 said = self.digits.say([rng.randrange(10) for _ in range(counts)], rng)
-                mels.append(hear(noisy(said.wav, rng)))
+                mels.append(hear(noisy(said.wav, rng), RATE))
                 seconds += len(said.wav) / RATE
                 speak = task.name != "transcribe" and rng.random() < aloud
                 messages = self.talk(task, said, mels[-1].shape[-1], speak, rng)
-                tools = TOOLS if task.tool else None
+                tools = self.tools if task.tool else None
             rows.append(encode_turns(messages, self.words, tools, codes=self.codec.vocab))
         return self._stacked(rows, mels, seconds)
 

@@ -50,7 +50,8 @@ def say(text: str, *, rate: int, voice: str = "en-us", speed: float = 1.0, pitch
         rate: Hz of the result. voice: an espeak-ng name, with an optional ``+variant``.
         speed: 1 is 175 words a minute. pitch: 0 to 99.
     Returns:
-        wav in [-1, 1], silence at both ends removed. The same arguments give the same samples.
+        wav in [-1, 1], silence at both ends removed. Saying it again differs a little: espeak-ng keeps a state from
+        call to call that no seed resets, so what must repeat is stored.
     Raises:
         ImportError: if espeak-ng is not installed. ValueError: for a voice it does not know, or a text without sound.
     """

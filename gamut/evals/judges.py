@@ -4,14 +4,15 @@ T samples at 8 kHz · M mel bins · F mel frames (100 a second)
 """
 
 import random
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from gamut.codecs.mel import levelled, log_mel
-from gamut.data.spoken import RATE, Digits, not_speech
 from gamut.data.sources import DIGITS
+from gamut.data.spoken import RATE, Digits, not_speech
 from gamut.models.judge import DigitJudge, best_path
 
 SURE = 0.9  # a confidence from which the judge counts as convinced; ours
@@ -50,7 +51,7 @@ def trust(judge: DigitJudge, digits: Digits, seed: int = 0) -> dict[str, float]:
 
 
 class Sphinx:
-    """An outside opinion: pocketsphinx with a grammar of digit strings. Rough (78 % of real single clips), but not ours."""
+    """An outside opinion: pocketsphinx with a grammar of digit strings. Rough (78 % of single clips), but not ours."""
 
     def __init__(self):
         try:

@@ -1,11 +1,11 @@
 """Questions about spoken numbers put to a speech model, and what its answers are worth: beside them chance, the best
 constant answer, the same questions without sound, and what the codec itself can carry."""
 
+import json
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,22 +13,21 @@ from torch import Tensor
 
 from gamut.codecs.audio import MelCodec
 from gamut.codecs.chat import ANSWER_SPEECH, ANSWER_TEXT, EOT, encode_chat, remember
-from gamut.codecs.mel import pad_mels
-from gamut.codecs.text import Tokenizer
+from gamut.codecs.mel import hear, pad_mels
 from gamut.codecs.toolcall import parse_tool_calls
 from gamut.codecs.weave import Marks, parse_ta4
 from gamut.data.spoken import RATE, TASKS, Digits, Task
-from gamut.data.talks import hear, question
+from gamut.data.talks import call_arguments, question
 from gamut.evals.judges import Sphinx
 from gamut.evals.judges import hear as judged
 from gamut.evals.metrics import error_rate
 from gamut.generate.ar import Prompt, Sample, generate
 from gamut.generate.sampling import Sampling
-from gamut.generate.tools import Toolbox, calculator
+from gamut.generate.speaker import Speaker
 from gamut.io.report import Audio, Card, Columns, Heading, Mel, Tokens
 from gamut.models.judge import DigitJudge
-from gamut.models.omni import Omni
 
+GREEDY = Sampling(temperature=0)
 LONGEST = 120  # tokens of an answer: about four seconds of speech
 
 
@@ -52,57 +51,40 @@ class Answer:
         return self.text == self.wanted
 
 
-@dataclass(frozen=True)
-class Speaker:
-    """A model, its words and its voice."""
+def answer_all(speaker: Speaker, answers: Sequence[Answer], sampling: Sampling = GREEDY) -> None:
+    """Fill in the answers, many at once: a turn in text first where a tool is to be called, then the answer itself."""
+    words, marks = speaker.words, Marks.of(speaker.words, speaker.codec.vocab)
+    mels = [hear(answer.sound, RATE) for answer in answers]
+    for answer, mel in zip(answers, mels, strict=True):
+        answer.messages = question(answer.task, mel.shape[-1])
+    asked = [i for i, answer in enumerate(answers) if answer.task.tool]
+    for i, sample in zip(asked, _turn(speaker, answers, mels, asked, sampling, first=True), strict=True):
+        calls = parse_tool_calls(words.decode(sample.ids)).calls
+        answers[i].call = calls[0].arguments if calls else ""
+        answers[i].messages.append(remember(sample.ids, words))
+        answers[i].messages += [result.message for result in speaker.tools.run(calls)]
+    everyone = range(len(answers))
+    for answer, sample in zip(answers, _turn(speaker, answers, mels, everyone, sampling, first=False), strict=True):
+        answer.ids = [i for i in sample.ids if i != words.id(EOT)]
+        parts = parse_ta4(answer.ids, answer.aloud, marks)
+        answer.text = words.decode(parts.text_ids if answer.aloud else parts.other_ids)
+        if codes := marks.audio_codes(parts.audio_ids):
+            answer.wav = speaker.codec.decode(torch.tensor([codes]))[0]
 
-    model: Omni
-    words: Tokenizer
-    codec: MelCodec
 
-    @classmethod
-    def load(cls, path: str | Path) -> "Speaker":
-        """From a folder that ``save`` wrote."""
-        path = Path(path)
-        return cls(Omni.from_pretrained(path), Tokenizer.from_pretrained(path), MelCodec.from_pretrained(path / "melcodec"))
-
-    def save(self, path: Path, card: str = "") -> None:
-        self.model.save_pretrained(path, card=card, files=self.words.files())
-        self.codec.save_pretrained(path / "melcodec")
-
-    def answer(self, answers: Sequence[Answer], sampling: Sampling = Sampling(temperature=0)) -> None:
-        """Fill in the answers: a first turn in text where a tool is to be called, then the answer itself."""
-        tools, marks = Toolbox([calculator()]), Marks.of(self.words, self.codec.vocab)
-        mels = [hear(answer.sound) for answer in answers]
-        for answer, mel in zip(answers, mels, strict=True):
-            answer.messages = question(answer.task, mel.shape[-1])
-        asked = [i for i, answer in enumerate(answers) if answer.task.tool]
-        for i, sample in zip(asked, self._turn(answers, mels, asked, sampling, first=True), strict=True):
-            calls = parse_tool_calls(self.words.decode(sample.ids)).calls
-            answers[i].call = calls[0].arguments if calls else ""
-            answers[i].messages.append(remember(sample.ids, self.words))
-            answers[i].messages += [result.message for result in tools.run(calls)]
-        everyone = range(len(answers))
-        for answer, sample in zip(answers, self._turn(answers, mels, everyone, sampling, first=False), strict=True):
-            answer.ids = [i for i in sample.ids if i != self.words.id(EOT)]
-            parts = parse_ta4(answer.ids, answer.aloud, marks)
-            answer.text = self.words.decode(parts.text_ids or ([] if answer.aloud else parts.other_ids))
-            codes = marks.audio_codes(parts.audio_ids)
-            if codes:
-                answer.wav = self.codec.decode(torch.tensor([codes]))[0]
-
-    def _turn(
-        self, answers: Sequence[Answer], mels: list[Tensor], which: Sequence[int], sampling: Sampling, first: bool
-    ) -> list[Sample]:
-        prompts = []
-        for i in which:
-            answer = answers[i]
-            prefill = ANSWER_SPEECH if answer.aloud and not first else ANSWER_TEXT
-            schemas = [calculator().schema] if answer.task.tool else None
-            ids = encode_chat(answer.messages, self.words, schemas, prefill=prefill, codes=self.codec.vocab)
-            prompts.append(Prompt(ids, self.model.prompt(ids, *pad_mels([mels[i]]))))
-        sampling = replace(sampling, max_new=LONGEST, stop=(self.words.id(EOT),), logprobs=False)
-        return generate(self.model.lm, prompts, sampling) if prompts else []
+def _turn(
+    speaker: Speaker, answers: Sequence[Answer], mels: list[Tensor], which: Sequence[int], sampling: Sampling, *,
+    first: bool,
+) -> list[Sample]:
+    prompts = []
+    for i in which:
+        answer = answers[i]
+        prefill = ANSWER_SPEECH if answer.aloud and not first else ANSWER_TEXT
+        schemas = speaker.tools.schemas if answer.task.tool else None
+        ids = encode_chat(answer.messages, speaker.words, schemas, prefill=prefill, codes=speaker.codec.vocab)
+        prompts.append(Prompt(ids, speaker.model.prompt(ids, *pad_mels([mels[i]]))))
+    sampling = replace(sampling, max_new=LONGEST, stop=(speaker.words.id(EOT),), logprobs=False)
+    return generate(speaker.model.lm, prompts, sampling) if prompts else []
 
 
 def questions(digits: Digits, each: int, seed: int, aloud: bool, tasks: Sequence[Task] = TASKS) -> list[Answer]:
@@ -125,9 +107,9 @@ def examine(
     ``/ceiling``: the right answers said by held-out recordings of the voice, through the codec, to the same judge.
     """
     written = questions(digits, each, seed, aloud=False)
-    speaker.answer(written)
+    answer_all(speaker, written)
     silent = [replace(answer, sound=torch.zeros_like(answer.sound), messages=[]) for answer in written]
-    speaker.answer(silent)
+    answer_all(speaker, silent)
     metrics: dict[str, float] = {}
     transcripts, sums = _split(written)
     metrics["digits/wer"] = error_rate([a.wanted for a in transcripts], [a.text for a in transcripts])
@@ -139,10 +121,10 @@ def examine(
     for task in TASKS[1:]:
         metrics[f"arithmetic/{task.name}"] = _share([answer for answer in sums if answer.task == task])
     called = [answer for answer in sums if answer.task.tool]
-    exact = [answer.call == f'{{"expression": "{answer.task.tool.join(map(str, answer.digits))}"}}' for answer in called]
-    metrics["calculator/exact"] = sum(exact) / len(called)
+    exact = sum(json.loads(answer.call or "0") == call_arguments(answer.task, answer.digits) for answer in called)
+    metrics["calculator/exact"] = exact / len(called)
     spoken = questions(digits, each, seed + 1, aloud=True, tasks=TASKS[1:])
-    speaker.answer(spoken, Sampling(temperature=0.5, seed=seed))
+    answer_all(speaker, spoken, Sampling(temperature=0.5, seed=seed))
     return metrics | _aloud(speaker.codec, judge, voice, spoken, seed), spoken
 
 
@@ -197,7 +179,7 @@ def samples(speaker: Speaker, judge: DigitJudge, answers: Sequence[Answer], coun
             blocks += [Audio(f"answer: {answer.text}, heard as {heard}", answer.wav, RATE),
                        Mel("mel of the answer", mel, len(answer.wav) / RATE)]  # fmt: skip
         cards.append(Card(f"{answer.task.prompt} → {answer.wanted}", [*blocks, Tokens("tokens", strip)]))
-    return [Heading("Listen", "Held-out recordings ask; every answer shown was drawn evenly, right or wrong."), Columns(cards)]
+    return [Heading("Listen", "Held-out recordings ask; the answers are drawn evenly, right or wrong."), Columns(cards)]
 
 
 def _kind(speaker: Speaker, id: int) -> str:

@@ -28,7 +28,9 @@ class Pretrained:
             raise ValueError(f"'{path}' holds a {stored.get('class')}, not a {cls.__name__}; load it with that class")
         values, known = stored["config"], {field.name for field in fields(cls.Config)}
         if unknown := set(values) - known:
-            raise ValueError(f"unknown {cls.__name__} config fields {sorted(unknown)} in '{path}'; allowed: {sorted(known)}")
+            raise ValueError(
+                f"unknown {cls.__name__} config fields {sorted(unknown)} in '{path}'; allowed: {sorted(known)}"
+            )
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         module = cls(cls.Config(**values))  # type: ignore[call-arg]
         load_strict(module, load_tensors(path), path)  # type: ignore[arg-type]

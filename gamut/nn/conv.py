@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class ConvNeXt(nn.Module):
-    """Depth-wise convolution over time, then a pointwise MLP, added to the input (arXiv 2201.03545, in one dimension)."""
+    """Depth-wise convolution over time, then a pointwise MLP, added to the input (arXiv 2201.03545, in 1-D)."""
 
     def __init__(self, width: int, kernel: int = 7, expansion: int = 3):
         super().__init__()

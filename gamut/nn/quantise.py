@@ -1,4 +1,4 @@
-"""Finite scalar quantisation: every coordinate is rounded to a few levels, the code is the mixed-radix number they spell.
+"""Finite scalar quantisation: each coordinate is rounded to a few levels, together they spell the code's number.
 
 B batch · N tokens · D coordinates
 """
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 class FSQ(nn.Module):
     """Rounds each of D coordinates to ``levels[d]`` values in [-1, 1]; gradients pass straight through the rounding.
 
-    Source: finite scalar quantisation, arXiv 2309.15505 §3. Needs inputs of about unit variance: without a batch norm in
-    front a few codes take everything (measured: 9 of 1000 in use).
+    Source: finite scalar quantisation, arXiv 2309.15505 §3. Needs inputs of about unit variance: without a batch norm
+    in front a few codes take everything (measured: 9 of 1000 in use).
 
     >>> FSQ((3, 3)).ids_to_codes(torch.tensor([[0, 4, 8]])).tolist()
     [[[-1.0, -1.0], [0.0, 0.0], [1.0, 1.0]]]

@@ -19,14 +19,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from gamut.codecs.audio import MelCodec
-from gamut.codecs.mel import pad_mels
+from gamut.codecs.mel import hear, pad_mels
 from gamut.codecs.text import Tokenizer
 from gamut.data import sources
 from gamut.data.load import Batches
-from gamut.data.spoken import TASKS, Digits, noisy
-from gamut.data.talks import Talks, hear, tokenizer
+from gamut.data.spoken import RATE, TASKS, Digits, noisy
+from gamut.data.talks import Talks, tokenizer
 from gamut.evals.claims import Claim, Result
-from gamut.evals.talks import Speaker, examine, samples
+from gamut.evals.talks import examine, samples
+from gamut.generate.speaker import Speaker
+from gamut.generate.tools import Toolbox, calculator
 from gamut.io.runs import Run
 from gamut.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from gamut.models.judge import DigitJudge
@@ -90,7 +92,7 @@ def heard_frames(digits: Digits, size: int, index: int, seed: int):
     mels, spans = [], []
     for _ in range(size):
         said = digits.say([rng.randrange(10) for _ in range(count)], rng)
-        mels.append(hear(noisy(said.wav, rng)))
+        mels.append(hear(noisy(said.wav, rng), RATE))
         spans.append([(round(a / 320), round(b / 320), d) for (a, b), d in zip(said.spans, said.digits, strict=True)])
     mels_NMF, lens_N = pad_mels(mels)
     labels_NT = torch.full((size, (mels_NMF.shape[-1] + 1) // 4), -100)
@@ -134,7 +136,8 @@ def learn_to_talk(cfg: Config, model: Omni, talks: Talks, run: Run | None) -> No
     everything = Batches(lambda index: talks.batch(index, cfg.batch))
     optim = Optim(cfg.main_lr, warmup=cfg.main_steps // 20, weight_decay=0.02, betas=(0.9, 0.98),
                   groups=(Group("encoder.*", 0),))  # fmt: skip
-    fit(step, model, everything, steps=cfg.main_steps, optim=optim, run=run, stage="main", seed=cfg.seed, save_every=250)
+    fit(step, model, everything, steps=cfg.main_steps, optim=optim, run=run, stage="main", seed=cfg.seed,
+        save_every=250)  # fmt: skip
 
 
 def main(cfg: Config = TINY, run: Run | None = None) -> Result:
@@ -142,16 +145,35 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
     codec, judge = (kind.from_pretrained(folder / kind.__name__.lower()) for kind in (MelCodec, DigitJudge))
     spoken, held_out = sources.digits("train", cfg.source), sources.digits("test", cfg.source)
     voice = cfg.voice if cfg.voice in {clip.speaker for clip in held_out} else held_out[0].speaker
-    digits, words = Digits(spoken), tokenizer(codec.vocab)
+    digits, tools = Digits(spoken), Toolbox([calculator()])
+    words = tokenizer(codec.vocab, tools.schemas)
     model = build(cfg, words)
     learn_to_hear(cfg, model.encoder, digits, run)
-    learn_to_talk(cfg, model, Talks(digits, Digits(spoken, (voice,)), codec, words, cfg.seed), run)
-    speaker = Speaker(model.eval(), words, codec)
+    learn_to_talk(cfg, model, Talks(digits, Digits(spoken, (voice,)), codec, words, tools.schemas, cfg.seed), run)
+    speaker = Speaker(model.eval(), words, codec, tools)
     metrics, answers = examine(speaker, judge, Digits(held_out), Digits(held_out, (voice,)), seed=cfg.seed)
     if run is not None:
         facts = "\n".join(f"- {name}: {value:.4g}" for name, value in metrics.items())
         speaker.save(run.path / "model", card=CARD.format(held_out.origin, held_out.licence, voice, cfg.seed, facts))
     return Result(metrics, notes={"origin": held_out.origin, "report": samples(speaker, judge, answers)})
+
+
+def evaluate(folder: Path) -> Result:
+    """The same questions again, for a run or a saved model: held-out recordings, seed 0."""
+    speaker, judge = Speaker.load(folder), DigitJudge.from_pretrained(ROOT / TINY.codec / "digitjudge")
+    held_out = sources.digits("test")
+    metrics, answers = examine(speaker, judge, Digits(held_out), Digits(held_out, (TINY.voice,)))
+    return Result(metrics, notes={"origin": held_out.origin, "report": samples(speaker, judge, answers)})
+
+
+def chat(question: Path, *, model: Path, system: str = "", out: Path = Path("answer.wav")) -> str:
+    """Ask a recording's question of a tiny model, in one of the ways it was taught; see ``Speaker.chat``."""
+    known = {task.prompt: task for task in TASKS}
+    if (system := system or TASKS[1].prompt) not in known:
+        listed = "\n  ".join(known)
+        raise ValueError(f"the tiny model was not taught to {system!r}; --system must be one of\n  {listed}")
+    task = known[system]
+    return Speaker.load(model).chat(question, system, aloud=task != TASKS[0], tools=bool(task.tool), out=out)
 
 
 CARD = """# Step-Audio 2, tiny
@@ -172,7 +194,7 @@ def plan(cfg: Config) -> dict[str, float]:
 
 
 CLAIMS = [
-    Claim("transcripts of 1-6 held-out spoken digits: word error rate <= 10 %", lambda r: r.metrics["digits/wer"] <= 0.10),
+    Claim("word error rate on 1-6 held-out spoken digits <= 10 %", lambda r: r.metrics["digits/wer"] <= 0.10),
     Claim("spoken arithmetic is right in text >= 90 %", lambda r: r.metrics["arithmetic/text"] >= 0.90),
     Claim("the calculator is called exactly right >= 90 %", lambda r: r.metrics["calculator/exact"] >= 0.90),
     Claim("spoken answers are heard right, within 10 points of the codec's own ceiling",

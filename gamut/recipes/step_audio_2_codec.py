@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from gamut.codecs.audio import MelCodec, MelCodecConfig
 from gamut.data import sources
-from gamut.data.spoken import RATE, Digits, noisy, not_speech, padded
 from gamut.data.load import Batches
+from gamut.data.spoken import RATE, Digits, noisy, not_speech, padded
 from gamut.evals.claims import Claim, Result
 from gamut.evals.judges import hear, judge_mel, trust
 from gamut.io.report import Audio, Mel
@@ -48,8 +49,8 @@ TINY = Config()
 CROP = 8000  # samples of a training crop: one second
 
 
-def judge_batch(digits: Digits, size: int, index: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[list[int]]]:
-    """Log-mels with bands and moments hidden, their frames after the judge's stride, and what is said: often nothing."""
+def judge_batch(digits: Digits, size: int, index: int, seed: int) -> tuple[Tensor, Tensor, list[list[int]]]:
+    """Log-mels with bands and moments hidden, their frames after the judge's stride, and what is said, if anything."""
     rng = random.Random(f"judge {seed} {index}")
     wavs, labels = [], []
     for _ in range(size):
@@ -83,7 +84,7 @@ def train_judge(cfg: Config, digits: Digits, run: Run | None) -> DigitJudge:
     return judge.eval()
 
 
-def codec_batch(digits: Digits, size: int, index: int, seed: int) -> torch.Tensor:
+def codec_batch(digits: Digits, size: int, index: int, seed: int) -> Tensor:
     """One-second crops (B, T) out of strings of digits."""
     rng = random.Random(f"codec {seed} {index}")
     crops = []

@@ -1,0 +1,42 @@
+"""FSQ: its digits, its gradient, its range."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gamut.nn.quantise import FSQ
+
+
+@given(st.lists(st.integers(2, 9), min_size=1, max_size=4))
+def test_every_id_comes_back(levels):
+    """ids -> codes -> ids for the whole codebook: codes are fixed points of the rounding."""
+    fsq = FSQ(levels)
+    ids = torch.arange(fsq.vocab)[None]
+    codes = fsq.ids_to_codes(ids)
+    half = (fsq.levels - 1) * 0.5005
+    shift = torch.where(fsq.levels % 2 == 0, 0.5, 0.0)
+    latent = torch.atanh((codes * (fsq.levels // 2) + shift) / half) - torch.atanh(shift / half)
+    again, found = fsq(latent)
+    assert torch.equal(found, ids)
+    assert torch.allclose(again, codes)
+    assert codes.abs().max() <= 1
+
+
+def test_hand_computed_codes():
+    """Levels (3, 3): coordinates -1, 0, 1 each; the first digit is the fast one."""
+    _, ids = FSQ((3, 3))(torch.tensor([[[-9.0, -9.0], [9.0, -9.0], [0.0, 0.0], [9.0, 9.0]]]))
+    assert ids.tolist() == [[0, 2, 4, 8]]
+
+
+def test_gradient_passes_straight_through():
+    z = torch.zeros(1, 1, 2, requires_grad=True)
+    FSQ((3, 5))(z)[0].sum().backward()
+    assert torch.allclose(z.grad, torch.tensor([[[1.001, 2.002 / 2]]]), atol=1e-5)
+
+
+def test_ids_outside_the_codebook_are_refused():
+    with pytest.raises(ValueError, match=r"must lie in \[0, 9\), got 0..9"):
+        FSQ((3, 3)).ids_to_codes(torch.tensor([[0, 9]]))
+    with pytest.raises(ValueError, match="at least 2 levels"):
+        FSQ((3, 1))
