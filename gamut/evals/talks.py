@@ -144,7 +144,7 @@ def _aloud(codec: MelCodec, judge: DigitJudge, voice: Digits, spoken: list[Answe
     except ImportError:
         return out
     for name, wavs in scores.items():
-        heard = [sphinx.hear(wav) for wav in wavs]
+        heard = [sphinx.hear(wav, len(d)) for wav, d in zip(wavs, wanted, strict=True)]
         out[name.replace("aloud", "sphinx")] = sum(h == d for h, d in zip(heard, wanted, strict=True)) / len(spoken)
     return out
 

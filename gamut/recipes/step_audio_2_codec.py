@@ -20,7 +20,7 @@ from gamut.data.load import Batches
 from gamut.data.spoken import RATE, Digits, noisy, not_speech, padded
 from gamut.evals.claims import Claim, Result
 from gamut.evals.judges import hear, judge_mel, trust
-from gamut.io.report import Audio, Mel
+from gamut.io.report import Audio, Card, Columns, Heading, Mel
 from gamut.io.runs import Run
 from gamut.models.judge import DigitJudge, DigitJudgeConfig, ctc
 from gamut.train.loop import fit
@@ -142,13 +142,15 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
 
 def _listen(codec: MelCodec, digits: Digits, count: int = 6) -> list:
     """Blocks of the report: recordings, and the same through the codec."""
-    blocks = []
+    cards = []
     for i in range(0, len(digits), len(digits) // count):
-        wav, name = digits.wavs[i], f"{digits.digits[i]} by {digits.speakers[i]}"
+        wav = digits.wavs[i]
         again = codec.decode(codec.encode(wav[None]))[0]
-        blocks += [Audio(f"{name}, recorded", wav, RATE), Audio(f"{name}, through the codec", again, RATE),
-                   Mel(f"{name}, through the codec", codec.mel(again[None])[0], len(again) / RATE)]
-    return blocks
+        blocks = []
+        for title, sound in (("recorded", wav), ("through the codec", again)):
+            blocks += [Audio(title, sound, RATE), Mel("", codec.mel(sound[None])[0], len(sound) / RATE)]
+        cards.append(Card(f"{digits.digits[i]}, {digits.speakers[i]}", blocks))
+    return [Heading("Listen", "Held-out recordings, drawn evenly."), Columns(cards)]
 
 
 CLAIMS = [
