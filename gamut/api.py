@@ -62,8 +62,8 @@ def configure(recipe: Recipe, values: dict[str, Any], overrides: dict[str, Any])
 
 def unknown(recipe: Recipe, name: str, more: Iterable[str] = ()) -> str:
     """The message for a field that a recipe does not have."""
-    near = difflib.get_close_matches(name, [*(field.name for field in recipe.fields), *more], n=3, cutoff=0.5)
-    return f"unknown field '{name}'; closest: {', '.join(near) or 'none'}. See: gamut show {recipe.name}"
+    near = difflib.get_close_matches(name, [*(field.name for field in recipe.fields), *more], n=3, cutoff=0.6)
+    return f"unknown field '{name}'; closest: {', '.join(near) or 'none'}. See: gamut show {recipe.typed}"
 
 
 def module(recipe: Recipe) -> Any:

@@ -81,7 +81,7 @@ def show(what: str, /) -> None:
         out.print("\n[dim]claims, checked at tiny size[/]")
         for claim in recipe.claims:
             out.print(Text(f"  - {claim}"))
-    out.print(f"\nNext: [cyan]gamut run {recipe.name}[/]   fields: [cyan]gamut run {recipe.name} --help[/]")
+    out.print(f"\nNext: [cyan]gamut run {recipe.typed}[/]   fields: [cyan]gamut run {recipe.typed} --help[/]")
 
 
 def _show_metrics(out: Console) -> None:
@@ -173,7 +173,7 @@ def _parse(
         "Line", [(name, Annotated[kind, tyro.conf.arg(help=text)], value) for name, kind, value, text in entries]
     )
     summary = recipe.doc.partition("\n")[0]
-    chosen = vars(tyro.cli(Line, args=args, prog=f"gamut run {recipe.name}", description=summary))
+    chosen = vars(tyro.cli(Line, args=args, prog=f"gamut run {recipe.typed}", description=summary))
     moved = {name: chosen[name] for name in preset if chosen[name] != preset[name]}
     return moved, {name: chosen[name] for name in options}
 
@@ -244,7 +244,7 @@ def chat(question: Path, /, *, model: Path | None = None, system: str = "", out:
 
 def _able(recipe: Recipe, what: str) -> None:
     if what not in recipe.functions:
-        raise ValueError(f"recipe {recipe.name} has no {what}; it runs with gamut run {recipe.name}")
+        raise ValueError(f"recipe {recipe.name} has no {what}; it runs with gamut run {recipe.typed}")
 
 
 def convert(src: Path, dst: Path, /) -> None:

@@ -94,8 +94,8 @@ class Mel:
 
     title: str
     mel: Any
-    seconds: float
-    hertz: Sequence[float] | None = None
+    seconds: svg.Number
+    hertz: Sequence[svg.Number] | None = None
 
     def html(self) -> Raw:
         picture = svg.spectrogram(np.asarray(self.mel), seconds=self.seconds, hertz=self.hertz)
@@ -190,7 +190,7 @@ class Claims:
 class Times:
     """Where the time went: stage -> part -> seconds, a bar a stage."""
 
-    stages: Mapping[str, Mapping[str, float]]
+    stages: Mapping[str, Mapping[str, svg.Number]]
 
     def html(self) -> Raw:
         parts = list(dict.fromkeys(part for split in self.stages.values() for part in split))

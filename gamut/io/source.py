@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 import tokenize
 from dataclasses import dataclass
@@ -44,6 +45,11 @@ class Recipe:
     claims: tuple[str, ...]
     functions: frozenset[str]  # names of its functions: main, and maybe plan, evaluate, chat
 
+    @property
+    def typed(self) -> str:
+        """What a command line calls it: its name, or the path of a file that is not one of ours."""
+        return self.name if self.path.parent == RECIPES else os.path.relpath(self.path)
+
     def preset(self, size: str) -> dict[str, Any]:
         """Field -> value of one size.
 
@@ -68,7 +74,7 @@ def find(name: str) -> str:
     known = sorted({paper.name for paper in PAPERS} | set(built))
     if typed in known:
         raise ValueError(f"recipe '{typed}' is not built yet; built: {', '.join(built) or 'none'}. See: gamut list")
-    near = difflib.get_close_matches(typed, known, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(typed, known, n=3, cutoff=0.6)
     raise ValueError(f"unknown recipe '{name}'; closest: {', '.join(near) or 'none'}. See: gamut list")
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from gamut.io.html import Raw, join, tag
 
-Points = Sequence[tuple[float, float]]
+Number = int | float
+Points = Sequence[tuple[Number, Number]]
 MOST = 300  # points drawn of one curve; more are averaged in stretches
 INFERNO = (  # dark to bright, evenly spaced; read with linear interpolation
     (0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85), (227, 89, 51), (249, 140, 10),
@@ -18,18 +19,18 @@ INFERNO = (  # dark to bright, evenly spaced; read with linear interpolation
 )  # fmt: skip
 
 
-def tick_step(span: float, count: int) -> float:
+def tick_step(span: Number, count: int) -> float:
     """1, 2 or 5 times a power of ten: the one that cuts ``span`` most nearly into ``count`` steps.
 
     >>> tick_step(800, 3), tick_step(60, 4), tick_step(0.95, 3)
-    (200.0, 20.0, 0.2)
+    (200.0, 20.0, 0.5)
     """
     rough = span / count
     unit = 10.0 ** math.floor(math.log10(rough))
     return min((unit, 2 * unit, 5 * unit, 10 * unit), key=lambda step: abs(math.log(step / rough)))
 
 
-def ticks(low: float, high: float, step: float) -> list[float]:
+def ticks(low: Number, high: Number, step: Number) -> list[float]:
     """Multiples of ``step`` from ``low`` to ``high``.
 
     >>> ticks(1, 60, 20)
@@ -39,7 +40,7 @@ def ticks(low: float, high: float, step: float) -> list[float]:
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
-def smoothed(points: Points, weight: float) -> list[tuple[float, float]]:
+def smoothed(points: Points, weight: float) -> list[tuple[Number, Number]]:
     """Running average with that weight on the past, unbiased at the start; what is not finite is left out."""
     total = mass = 0.0
     found = []
@@ -50,7 +51,7 @@ def smoothed(points: Points, weight: float) -> list[tuple[float, float]]:
     return found
 
 
-def _thin(points: Points) -> list[tuple[float, float]]:
+def _thin(points: Points) -> list[tuple[Number, Number]]:
     """At most MOST points: means of equal stretches, the last point kept."""
     if len(points) <= MOST:
         return list(points)
@@ -60,7 +61,7 @@ def _thin(points: Points) -> list[tuple[float, float]]:
     return [*((x, y) for x, y in means.tolist()[:-1]), points[-1]]
 
 
-def number(value: float) -> str:
+def number(value: Number) -> str:
     """A tick's label: 0.5, 20, 12k, 3M, 1e-5."""
     size = abs(value)
     if size >= 1e4:
@@ -71,7 +72,7 @@ def number(value: float) -> str:
 class _Axis:
     """Values onto pixels, linear or logarithmic."""
 
-    def __init__(self, values: Sequence[float], start: float, end: float, count: int, *, log: bool = False):
+    def __init__(self, values: Sequence[Number], start: Number, end: Number, count: int, *, log: bool = False):
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
         self.log = log and low > 0
         if self.log:
@@ -90,7 +91,7 @@ class _Axis:
             self.ticks = tens if len(tens) >= 3 else inside or [10**low, 10**high]
         self.low, self.high, self.start, self.end = low, high, start, end
 
-    def __call__(self, value: float) -> float:
+    def __call__(self, value: Number) -> float:
         value = math.log10(value) if self.log else value
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
@@ -138,7 +139,7 @@ def curves(
     return tag("svg", *parts, *(_names(ends, right + 8) if names else ()), viewBox=f"0 0 {width} {height}", role="img")
 
 
-def _names(ends: list[tuple[float, str, str]], x: float) -> list[Raw]:
+def _names(ends: list[tuple[float, str, str]], x: Number) -> list[Raw]:
     """Names beside the ends of their curves, pushed apart where they would overlap."""
     below, texts = -math.inf, []
     for y, name, fill in sorted(ends):
@@ -164,7 +165,7 @@ def png(values: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def spectrogram(mel_MT: np.ndarray, *, seconds: float, hertz: Sequence[float] | None = None) -> Raw:
+def spectrogram(mel_MT: np.ndarray, *, seconds: Number, hertz: Sequence[Number] | None = None) -> Raw:
     """A mel picture with its axes: time in seconds, and Hz if the channels' centre frequencies are given.
 
     Args:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 Item = TypeVar("Item")
-FRAME = 0.25  # seconds between two pictures of the live panel, at least
+FRAME = 0.5  # seconds between two pictures of the live panel, at least
 LINE = 5.0  # seconds between two plain lines, at most; each tenth of the way prints one as well
 
 # name -> (unit, meaning). A name with a prefix ("eval/loss") means the same, measured on what the prefix says.
@@ -85,7 +85,7 @@ def sparkline(values: Iterable[float], width: int = 32) -> str:
 
 
 class View:
-    """Shows one stage at a time. Cheap: a picture is drawn at most four times a second, whatever the steps take.
+    """Shows one stage at a time. Cheap: a picture is drawn at most twice a second, whatever the steps take.
 
         view.start("codec", steps=600)
         view.step(1, {"loss": 2.3, "lr": 1e-3, "tokens_per_second": 9e3}, {"data": 0.01, "forward": 0.1})
@@ -105,6 +105,7 @@ class View:
         self.began = self.drawn = time.monotonic()
         self.stats: dict[str, Any] = {}
         self.losses: list[float] = []
+        self.loss = ""
         self.parts: dict[str, float] = {}
         if self.panel:
             self._live = Live(console=get_console(), auto_refresh=False, transient=True)
@@ -119,10 +120,13 @@ class View:
         tenth = step * 10 // self.steps > self.at * 10 // self.steps
         self.at = step
         self.stats |= stats  # what is logged every hundred steps stays to be seen in between
-        if "loss" in stats:
-            self.losses.append(float(stats["loss"]))
-        waited = time.monotonic() - self.drawn
-        if waited < (FRAME if self.panel else 1.0 if tenth else LINE) or (step == self.steps and not self.panel):
+        if not self.loss:  # with several phases there is one loss each; the first is shown
+            self.loss = next((name for name in stats if name.rsplit("/", 1)[-1] == "loss"), "")
+        if self.loss in stats:
+            self.losses.append(float(stats[self.loss]))
+        pause = FRAME if self.panel else min(1.0, LINE) if tenth else LINE
+        told_by_end = step == self.steps and not self.panel
+        if told_by_end or time.monotonic() - self.drawn < pause:
             return
         self.drawn = time.monotonic()
         if self._live is not None:
@@ -143,7 +147,7 @@ class View:
             self._live = None
         state = f"{self.steps} steps" if self.at >= self.steps else f"stopped at step {self.at} of {self.steps}"
         took = clock(time.monotonic() - self.began)
-        self.note(" · ".join([f"{self.stage}: {state} in {took}", *self._shown("loss"), *self._rates()]))
+        self.note(" · ".join([f"{self.stage}: {state} in {took}", *self._shown(self.loss), *self._rates()]))
         self.stage = ""
 
     def _shown(self, *names: str) -> list[str]:
@@ -158,7 +162,7 @@ class View:
 
     def _line(self) -> str:
         percent = f"step {self.at}/{self.steps} ({100 * self.at // self.steps}%)"
-        shown = [*self._shown("loss", "lr"), *self._rates()]
+        shown = [*self._shown(self.loss, "lr"), *self._rates()]
         return " · ".join([f"{self.stage}: {percent}", *shown, f"{self._left()} left"])
 
     def _picture(self) -> Panel:
@@ -167,11 +171,12 @@ class View:
         top.add_column(justify="right")
         bar = ProgressBar(total=self.steps, completed=self.at, complete_style="cyan", finished_style="cyan")
         top.add_row(bar, Text.from_markup(f"[bold]{self.at}[/] of {self.steps}   {self._left()} left"))
-        loss = Text.assemble("loss ", (short(self.losses[-1] if self.losses else math.nan), "bold"), "  ")
+        loss = Text.assemble(f"{self.loss} ", (short(self.losses[-1] if self.losses else math.nan), "bold"), "  ")
         loss.append(sparkline(self.losses), style="cyan")
-        others = [name for name in self.stats if name not in ("loss", *RATES, *COUNTS)][:6]
+        others = [name for name in self.stats if name not in (self.loss, *RATES, *COUNTS)][:6]
         numbers = Text("   ").join([Text(text) for text in [*self._shown(*others), *self._rates()]])
-        return Panel(Group(top, loss, numbers, self._split()), title=self.stage, title_align="left", border_style="dim")
+        body = Group(top, loss, numbers, self._split())
+        return Panel(body, title=Text(self.stage), title_align="left", border_style="dim")
 
     def _split(self) -> Text:
         """One bar of the time spent, by part, with its legend behind it."""
