@@ -58,6 +58,7 @@ def read_audio(
         raise ValueError(f"channel must be 'first' or 'mean', got {channel!r}")
     sf = soundfile()
     data, name = _bytes(source)
+    missing = _missing(data)
     try:
         with sf.SoundFile(io.BytesIO(data)) as file:
             found, frames = file.samplerate, file.frames
@@ -66,9 +67,10 @@ def read_audio(
                                  f"again (raising the rate of the file does not bring the lost sound back)")
             wav_TC = torch.from_numpy(file.read(dtype="float32", always_2d=True))
     except sf.LibsndfileError as error:
+        if missing:
+            raise ValueError(f"{name} is cut short: {missing}; copy or record it again") from error
         raise ValueError(f"{name} is not a sound file that can be read ({error.error_string.strip()}); allowed: "
                          f"WAV, FLAC, OGG, MP3; convert it first, e.g. ffmpeg -i FILE out.wav") from error
-    missing = _missing(data)
     if missing or len(wav_TC) < frames:
         raise ValueError(f"{name} is cut short: {missing or 'its header promises more sound than it holds'}; "
                          f"{len(wav_TC) / found:.2f} s can be read; copy or record it again")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import gamut
 from gamut.io.folders import load_config, load_strict, load_tensors, save_folder
 from gamut.io.keys import step_audio_2 as keys
+from gamut.nn.meta import meta
 
 EDGES = ("open", "parity", "closed")
 
@@ -109,7 +110,9 @@ class AudioEncoder(nn.Module):
         c = self.config = config
         self.conv1 = nn.Conv1d(c.mels, c.width, 3, padding=1)
         self.conv2 = nn.Conv1d(c.width, c.width, 3, stride=2, padding=1)
-        self.positions = nn.Parameter(sinusoids(c.positions, c.width), requires_grad=False)
+        self.positions = nn.Parameter(torch.empty(c.positions, c.width), requires_grad=False)
+        if not self.positions.is_meta:
+            self.positions.data.copy_(sinusoids(c.positions, c.width))
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.norm = nn.LayerNorm(c.width, c.norm_eps)
 
@@ -182,7 +185,7 @@ class AudioEncoder(nn.Module):
         else:
             config = keys.encoder_config_from_official(stored)
             tensors = keys.encoder_to_ours(tensors)
-        with torch.device("meta"):
+        with meta():
             encoder = cls(AudioEncoderConfig.from_dict(config))
         load_strict(encoder, tensors, path)
         return encoder.eval()

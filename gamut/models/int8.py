@@ -10,6 +10,7 @@ from gamut.io.folders import iterate_tensors, load_config, load_strict, load_ten
 from gamut.models.lm import LM, LMConfig
 from gamut.models.omni import Omni, OmniConfig
 from gamut.nn.int8 import int8_tensors, use_int8
+from gamut.nn.meta import meta
 
 ROUTERS = ("*.router", "*.shared_gate")  # a few rows that decide which experts run
 CLASSES = {"LM": (LM, LMConfig), "Omni": (Omni, OmniConfig)}
@@ -38,7 +39,7 @@ def load_int8(path: str | Path, dtype: torch.dtype = torch.bfloat16, *, keep: Se
     if kind not in CLASSES:
         raise ValueError(f"'{path}' holds a {kind}; int8 loading is for: {', '.join(CLASSES)}")
     model_class, config_class = CLASSES[kind]
-    with torch.device("meta"):
+    with meta():
         model = model_class(config_class.from_dict(config))
     use_int8(model, keep=[*ROUTERS, *keep], dtype=dtype)
     load_strict(model, dict(int8_tensors(model, pairs, dtype)), path)

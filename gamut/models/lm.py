@@ -22,6 +22,7 @@ from gamut.io.keys import qwen, step1
 from gamut.nn.alibi import slopes, sqrt_bias
 from gamut.nn.attention import Attention, Turn, same_segment
 from gamut.nn.cache import Cache
+from gamut.nn.meta import meta
 from gamut.nn.mlp import SwiGLU
 from gamut.nn.moe import MoE
 from gamut.nn.norm import RMSNorm
@@ -266,7 +267,7 @@ class LM(nn.Module):
                 )
             ours = LMConfig.from_dict(keys.config_from_official(config))
             tensors = keys.to_ours(tensors, asdict(ours))
-        with torch.device("meta"):
+        with meta():
             model = cls(ours)
         load_strict(model, tensors, path)
         return model
@@ -303,7 +304,7 @@ def count(config: LMConfig, context: int = 0) -> dict[str, int]:
         parameters: all weights. active: those one token is multiplied with (its experts only, no embedding rows).
         forward_flops: 2 per active matrix element, and 4 · heads · head_dim · context per layer; training takes thrice.
     """
-    with torch.device("meta"):
+    with meta():
         model = LM(config)
     sizes = {name: weight.numel() for name, weight in model.named_parameters()}
     idle = 0 if config.tied else sizes["embed.weight"]

@@ -22,6 +22,7 @@ from gamut.losses.next_token import next_token_from_hidden
 from gamut.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from gamut.models.lm import LM, LMConfig
 from gamut.nn.cache import Cache
+from gamut.nn.meta import meta
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class OmniConfig:
         if unknown := set(values) - {f.name for f in fields(cls)}:
             raise ValueError(f"unknown Omni config fields {sorted(unknown)}; allowed: {[f.name for f in fields(cls)]}")
         lm, audio = LMConfig.from_dict(values["lm"]), AudioEncoderConfig.from_dict(values["audio"])
-        return cls(**dict(values, lm=lm, audio=audio))
+        return cls(**{**values, "lm": lm, "audio": audio})
 
 
 class Adaptor(nn.Module):
@@ -184,7 +185,7 @@ class Omni(nn.Module):
         else:
             config = OmniConfig.from_dict(keys.config_from_official(stored))
             tensors = keys.to_ours(tensors, asdict(config))
-        with torch.device("meta"):
+        with meta():
             model = cls(config)
         load_strict(model, tensors, path)
         return model.eval()
