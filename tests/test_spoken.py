@@ -9,7 +9,7 @@ from gamut.codecs.audio import MelCodec, MelCodecConfig
 from gamut.codecs.mel import hear, patches
 from gamut.data.sources import Clip
 from gamut.data.spoken import RATE, TASKS, Digits, noisy, not_speech, padded, stretched
-from gamut.data.talks import Talks, tokenizer
+from gamut.data.talks import Recordings, Talks, tokenizer
 from gamut.generate.tools import calculator
 
 
@@ -119,3 +119,14 @@ def test_batches_are_a_function_of_their_number(talks):
 def test_as_many_patches_as_the_front_end_counts():
     mel = hear(torch.randn(RATE), RATE)
     assert patches(mel.shape[-1]) == 13
+
+
+def test_own_recordings_become_transcripts(talks):
+    """Two pieces of 25 s make two audio blocks in one message; the transcript is what is learned."""
+    clip = Clip(torch.randn(26 * RATE) * 0.1, RATE, "12")
+    batch = Recordings([clip], talks.words).batch(0, 2)
+    starts = batch.ids_BT == talks.words.id("<audio_start>")
+    assert starts.sum(1).tolist() == [2, 2]
+    assert len(batch.mels_NMF) == 4
+    learned = talks.words.decode(batch.ids_BT[0][batch.learn_BT[0]].tolist())
+    assert learned == "12<|EOT|>"
