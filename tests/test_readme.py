@@ -1,0 +1,74 @@
+"""The shop window: generated blocks are those of the code, links lead somewhere, and the examples run."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dev.claims import summary
+from dev.readme import examples, filled
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_generated_blocks_are_up_to_date():
+    assert filled(README) == README, "run: make readme"
+
+
+def test_an_unknown_block_is_named():
+    with pytest.raises(ValueError, match=r"README\.md asks for block 'weather'; there is: recipes, commands"):
+        filled("<!-- made: weather -->\n<!-- end -->")
+
+
+def test_a_claim_counts_when_it_held_with_every_seed_of_the_newest_commit():
+    def line(seed: int, commit: str, minutes: float, *passed: bool) -> dict:
+        claims = [{"passed": one} for one in passed]
+        return {"recipe": "a", "seed": seed, "commit": commit, "minutes": minutes, "date": "d", "claims": claims}
+
+    lines = [line(0, "old", 9.0, False, False), line(0, "new", 3.0, True, True), line(1, "new", 4.0, True, False)]
+    assert summary(lines) == {
+        "a": {"minutes": 4.0, "passed": 1, "claims": 2, "seeds": [0, 1], "commit": "new", "date": "d"}
+    }
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    missing = [link for link in links if not link.startswith("https://") and not (ROOT / link).exists()]
+    assert not missing, f"{page} links to {missing}"
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> Path:
+    """A folder with what the examples name: a tiny checkpoint under the name of a released one, and a text."""
+    import torch
+    import transformers
+
+    from gamut.codecs.text import Tokenizer
+
+    folder = tmp_path_factory.mktemp("readme")
+    text = "One, two, three, four, five. " * 40
+    words = Tokenizer.train([text], 300)
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=words.vocab, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256,
+    )  # fmt: skip
+    transformers.Qwen2ForCausalLM(config).save_pretrained(folder / "Qwen2.5-0.5B")
+    words.save_pretrained(folder / "Qwen2.5-0.5B")
+    (folder / "mine.txt").write_text(" ".join(str(number) for number in range(400)))
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(examples(README))))
+def test_the_examples_run(released, number):
+    language, code = examples(README)[number]
+    command = {"python": [sys.executable, "-c"], "bash": ["bash", "-euc"]}[language]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, code], cwd=released, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
