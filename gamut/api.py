@@ -190,7 +190,7 @@ def maker(folder: Path) -> Recipe:
 
 
 def load(name: str | Path, size: str = "tiny") -> Any:
-    """A model or codec with its weights: of a recipe that ships them, or of a folder of ours or a Hugging Face one.
+    """A model or codec with its weights: of a recipe that ships them, of a run, or of a folder of ours or a Hugging Face one.
 
     Raises:
         ValueError: if there is no such folder and no such shipped recipe, or nothing of that size is shipped.
@@ -200,6 +200,8 @@ def load(name: str | Path, size: str = "tiny") -> Any:
     folder = Path(name)
     if not folder.is_dir():
         folder = shipped(str(name), size)
+    if (folder / "model" / "config.json").exists():  # a run folder
+        folder = folder / "model"
     described = folder / "config.json"
     if not described.exists():
         raise ValueError(f"'{folder}' holds no config.json, so it is not a checkpoint; there is: {_children(folder)}")

@@ -1,6 +1,7 @@
 """The command `gamut`. It starts in a fraction of a second; torch is imported only when something must run."""
 
 import difflib
+import errno
 import importlib
 import itertools
 import os
@@ -123,6 +124,11 @@ def run(args: Sequence[str]) -> None:
         raise ValueError("gamut run needs a recipe: gamut run step_audio_2. See: gamut list")
     try:
         _finished(api.execute(recipe, config, folder))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        again = f"make room, then: gamut run --resume {folder.path}"
+        raise ValueError(f"{error}; what was saved before is whole; {again}") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; go on with: gamut run --resume {folder.path}") from None
 
@@ -299,9 +305,7 @@ def plan(args: Sequence[str]) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
         raise ValueError(f"unknown topic '{args[0]}'; closest: {', '.join(near) or 'none'}. See: gamut plan")
-    import tyro
-
-    return tyro.cli(importlib.import_module(known[name]).main, args=args[1:], prog=f"gamut plan {args[0]}")
+    return importlib.import_module(known[name]).main(list(args[1:]))
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -355,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True, soft_wrap=True)
     try:
         dispatch(sys.argv[1:] if argv is None else argv)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, FloatingPointError, ConnectionError) as error:
         if os.environ.get("GAMUT_TRACEBACK") or not _ours(error):
             raise
         errors.print(Text(f"error: {error}", "bold red"))

@@ -154,8 +154,7 @@ def test_eval_measures_a_run_again(call):
     assert code == 0 and "loss           0.5" in out and "FAIL  the loss is below a tenth" in out
 
 
-def test_a_mistake_found_while_running_is_one_message(call, tmp_path):
-    """A ValueError of a recipe's own file is not ours to hide; one of gamut is."""
+def test_a_mistake_found_while_running_is_one_message(call):
     code, _, err = call("run", TOY, "--name", "a b")
     assert code == 2 and err.count("\n") == 1 and "choose one with --name" in err
 
@@ -163,6 +162,14 @@ def test_a_mistake_found_while_running_is_one_message(call, tmp_path):
 def test_a_bug_keeps_its_traceback(call):
     with pytest.raises(ValueError, match="not from gamut"):
         call("run", TOY, "--fail", "bug")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_says_what_is_safe_and_how_to_go_on(call):
+    code, _, err = call("run", TOY, "--fail", "disk")
+    message = " ".join(err.split())
+    assert code == 2 and "No space left on device" in message and "Traceback" not in message
+    assert "what was saved before is whole; make room, then: gamut run --resume runs/toy_recipe" in message
 
 
 def test_traceback_on_request(call, monkeypatch):

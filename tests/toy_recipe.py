@@ -19,7 +19,7 @@ class Config:
     heads: int = 4  # paper 48 (section 2.1)
     rates: tuple[float, ...] = (0.5, 0.25)  # not found in the paper; ours
     fast: bool = False  # ours
-    fail: str = ""  # ours; value, typo or stop: how it ends
+    fail: str = ""  # ours; bug, disk or stop: how it ends
 
 
 TINY = Config()
@@ -29,8 +29,8 @@ PAPER = replace(TINY, heads=48)
 def main(cfg: Config, run: Run) -> Result:
     for step in range(1, cfg.steps + 1):
         run.log("fall", step, {"loss": 1 / step, "tokens": 3, "forward": 0.25, "eval/loss": 2 / step})
-    if cfg.fail == "value":
-        raise ValueError("heads must be 4, got 5")
+    if cfg.fail == "disk":
+        Path("/dev/full").write_text("a device on which every write finds the disk full")
     if cfg.fail == "bug":
         int("not from gamut")
     if cfg.fail == "stop":
