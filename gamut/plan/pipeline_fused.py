@@ -6,9 +6,12 @@ released search (FlexFusion/FlexFusion, Apache-2.0), which the paper's Table 3 r
 """
 
 import math
+from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from gamut.plan.pipeline import BACKWARD, FORWARD, WEIGHT, Chain, Problem
+from gamut.plan.pipeline import BACKWARD, FORWARD, WEIGHT, Chain, Problem, simulate
 
 
 @dataclass(frozen=True)
@@ -160,3 +163,40 @@ def greedy(problem: Problem) -> tuple[str, ...]:
         start, *_, index = min(kept)
         state.place(index, start)
     return tuple(state.rows)
+
+
+def fill_gaps(problem: Problem, *, soonest_end: bool = False) -> tuple[str, ...]:
+    """The first chain runs its 1F1B undisturbed; the others' ops go into the gaps, the earliest possible first.
+
+    Args:
+        soonest_end: take the op that would end first instead of the one that would start first.
+    """
+    state = _Placing(problem)
+    busy: list[list[tuple[float, float, int]]] = [[] for _ in range(problem.nodes)]
+    alone = Problem(problem.chains[:1], problem.send)
+    for node, index, _, start, end in simulate(alone, serial(alone)).spans:
+        state.ends[index].append(end)
+        busy[node].append((start, end, index))
+    for _ in range(sum(op.count for op in problem.ops if op.chain)):
+        found = []
+        for index, op in enumerate(problem.ops):
+            ready = state.ready(index)
+            if ready is None:
+                continue
+            ready = max(ready, state.ends[index][-1] if state.ends[index] else 0.0)
+            for start, end, _ in busy[op.node]:
+                if ready + op.time <= start:
+                    break
+                ready = max(ready, end)
+            found.append((ready + op.time * soonest_end, op.kind != BACKWARD, op.node, op.chain, index, ready))
+        *_, index, start = min(found)
+        op = problem.ops[index]
+        state.ends[index].append(start + op.time)
+        insort(busy[op.node], (start, start + op.time, index))
+    return tuple("".join(problem.ops[index].letter for _, _, index in row) for row in busy)
+
+
+fillers: dict[str, Callable[[Problem], tuple[str, ...]]] = {
+    "gap filler, earliest start": fill_gaps,
+    "gap filler, earliest end": partial(fill_gaps, soonest_end=True),
+}

@@ -15,7 +15,7 @@ STEPS = 300
 
 @dataclass(frozen=True)
 class Prior:
-    """Independent Gaussians; sd = inf leaves a parameter free."""
+    """Independent Gaussians, (P,) or (S, P); sd = inf leaves a parameter free."""
 
     mean: np.ndarray
     sd: np.ndarray
@@ -28,7 +28,7 @@ def minimise(
     start: np.ndarray,
     *,
     scale: float = 1e-3,
-    threshold: float = 1.0,
+    threshold: float | np.ndarray = 1.0,
     weights: np.ndarray | float = 1.0,
     prior: Prior | None = None,
     steps: int = STEPS,
@@ -39,21 +39,21 @@ def minimise(
 
     Args:
         target: log losses (M,), or (S, M).
-        scale: residual of one standard deviation. threshold: where squares turn into absolute values, in scales.
+        scale: residual of one standard deviation. threshold: where squares turn into absolute values, in scales; one, or (S,).
         weights: (M,) or (S, M).
     """
     low, high = np.asarray(law.low if low is None else low), np.asarray(law.high if high is None else high)
     theta = np.clip(start, low, high)
-    precision = np.zeros(theta.shape[1]) if prior is None else prior.sd**-2.0
-    mean = np.zeros(theta.shape[1]) if prior is None else prior.mean
-    target, weights = np.atleast_2d(target), np.atleast_2d(weights)
+    precision = np.zeros((1, theta.shape[1])) if prior is None else np.atleast_2d(prior.sd) ** -2.0
+    mean = np.zeros((1, theta.shape[1])) if prior is None else np.atleast_2d(prior.mean)
+    target, weights, bends = np.atleast_2d(target), np.atleast_2d(weights), np.reshape(threshold, (-1, 1))
 
     def cost(at: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         value, jac, _, _ = law.terms(at, runs)
         z = (value - _rows(target, rows)) / scale
-        size = np.abs(z)
-        bent = np.where(size < threshold, 0.5 * z * z, threshold * (size - 0.5 * threshold))
-        total = (_rows(weights, rows) * bent).sum(1) + 0.5 * (precision * (at - mean) ** 2).sum(1)
+        size, bend = np.abs(z), _rows(bends, rows)
+        bent = np.where(size < bend, 0.5 * z * z, bend * (size - 0.5 * bend))
+        total = (_rows(weights, rows) * bent).sum(1) + 0.5 * (_rows(precision, rows) * (at - _rows(mean, rows)) ** 2).sum(1)
         return np.where(np.isfinite(total), total, np.inf), z, jac
 
     live = np.arange(len(theta))
@@ -61,9 +61,10 @@ def minimise(
     damp = np.full(len(theta), 1e-3)
     quiet = np.zeros(len(theta), dtype=int)
     for _ in range(steps):
-        bend = _rows(weights, live) * np.minimum(1.0, threshold / np.maximum(np.abs(z), 1e-300))
-        slope = np.einsum("smp,sm->sp", jac, bend * z) / scale + precision * (theta[live] - mean)
-        curve = np.matmul((jac * bend[:, :, None]).transpose(0, 2, 1), jac) / scale**2 + np.diag(precision)
+        bend = _rows(weights, live) * np.minimum(1.0, _rows(bends, live) / np.maximum(np.abs(z), 1e-300))
+        held = _rows(precision, live)
+        slope = np.einsum("smp,sm->sp", jac, bend * z) / scale + held * (theta[live] - _rows(mean, live))
+        curve = np.matmul((jac * bend[:, :, None]).transpose(0, 2, 1), jac) / scale**2 + held[:, :, None] * np.eye(theta.shape[1])
         step = _step(curve, slope, damp[live], theta[live], low, high)
         trial = np.clip(theta[live] + step, low, high)
         new_costs, new_z, new_jac = cost(trial, live)

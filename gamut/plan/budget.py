@@ -1,0 +1,201 @@
+"""Dense or mixture of experts, for given parameters, compute and data: arXiv 2506.12119 ("MoE can surpass dense").
+
+    plan = resource_plan(N=2.15e9, C=9.3e20, D_unique=6.5e10)       # a mixture at the paper's activation rate, 20%
+    resource_plan(N=2.15e9, C=9.3e20, D_unique=6.5e10, activation_rate=1)      # the dense model that it must beat
+
+N counts everything but the vocabulary; Na what one token uses; C = M D with M = 6 Na + 12 width sequence layers FLOPs per
+token, forward and backward (sheet section 2). Equations 4-6 leave the router and the norms out: `Shape.built` counts them.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gamut.plan.rules import step_law
+
+RATE = 0.20  # best activation rate at 2B, 3B and 7B: 17-21% (sheet section 6)
+ASPECT, MU, ALPHA = 88, 22.0, 2.77  # width / layers, total and dense feed-forward ratios (sheet section 4, step 1)
+HEAD = 128  # channels
+REUSE = 8.3  # epochs: the most that was tried; beyond 2 it costs at 7B (sheet section 7)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder: multi-head attention, gated feed-forwards, ``dense_layers`` first, then mixtures (experts = 0: none)."""
+
+    width: int
+    layers: int
+    ffn: int
+    heads: int
+    head_dim: int
+    experts: int = 0
+    top_k: int = 0
+    expert_ffn: int = 0
+    shared_ffn: int = 0
+    dense_layers: int = 1
+
+    @property
+    def _layers(self) -> tuple[int, int]:
+        """(dense, mixture)"""
+        return (self.dense_layers, self.layers - self.dense_layers) if self.experts else (self.layers, 0)
+
+    def _count(self, experts: int) -> int:
+        dense, mixture = self._layers
+        attention = 4 * self.width * self.heads * self.head_dim * self.layers
+        return attention + 3 * self.width * (self.ffn * dense + (self.shared_ffn + experts * self.expert_ffn) * mixture)
+
+    @property
+    def N(self) -> int:
+        """Eq. 1 or 4: parameters without vocabulary, router and norms."""
+        return self._count(self.experts)
+
+    @property
+    def Na(self) -> int:
+        """Eq. 5: those that one token uses."""
+        return self._count(self.top_k)
+
+    @property
+    def activation_rate(self) -> float:
+        return self.Na / self.N
+
+    def built(self, *, vocab: int = 0, shared_gate: bool = False) -> int:
+        """Parameters of the built model: with norms and router, two embedding matrices of ``vocab``, and the shared
+        expert's gate if it has one."""
+        mixture = self._layers[1]
+        norms = self.width * (2 * self.layers + 1)
+        return self.N + norms + self.width * mixture * (self.experts + shared_gate) + 2 * vocab * self.width
+
+    def flops(self, sequence: int) -> int:
+        """M: training FLOPs per token."""
+        return 6 * self.Na + 12 * self.width * sequence * self.layers
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A run that spends C. Tokens and batch in tokens; lr is the peak, by Step Law with the total N."""
+
+    shape: Shape
+    sequence: int
+    C: float
+    tokens: float
+    unique: float
+    lr: float
+    batch: int
+    iterations: int
+    warmup: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def epochs(self) -> float:
+        """Times that the unique tokens are read; 1 when there are enough."""
+        return max(1.0, self.tokens / self.unique)
+
+
+def resource_plan(
+    N: float, C: float, D_unique: float = math.inf, activation_rate: float = RATE, *, sequence: int = 2048, head_dim: int = HEAD
+) -> Budget:
+    """The architecture and the run for a memory (N), compute (C) and data (D_unique) budget.
+
+    Args:
+        N: parameters without vocabulary, met within 1%. C: training FLOPs. D_unique: different tokens there are.
+        activation_rate: Na / N, met within 2% of itself (5% for tiny models); 1 gives a dense model.
+        sequence: tokens. head_dim: channels; widths are multiples of it.
+    Raises:
+        ValueError: for numbers that are not above 0, a rate no expert layout has at this N, or a budget under one batch.
+    """
+    for name, value in (("N", N), ("C", C), ("D_unique", D_unique), ("sequence", sequence)):
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}; for example N=2.15e9, C=9.3e20, D_unique=6.5e10")
+    if not 0 < activation_rate <= 1:
+        raise ValueError(f"activation_rate must lie in (0, 1], got {activation_rate}; the paper's best is {RATE}, 1 is dense")
+    shapes = _dense(N, head_dim) if activation_rate == 1 else _mixtures(N, activation_rate, head_dim)
+    close = [(cost, shape) for cost, shape in shapes if abs(shape.N / N - 1) < 0.01 and _rate_met(shape, activation_rate, N)]
+    if not close:
+        raise ValueError(
+            f"no layout of experts has N = {N:.3g} within 1% and activation rate {activation_rate:g}: attention and the dense "
+            f"layer alone use more, or one expert does; try a rate between 0.09 and 0.58, a smaller head_dim than {head_dim}, or a larger N"
+        )
+    shape = min(close, key=lambda pair: pair[0])[1]
+    tokens = C / shape.flops(sequence)
+    lr, batch = step_law(shape.N, tokens)
+    rows = max(1, round(batch / sequence / 16) * 16 or round(batch / sequence))
+    iterations = int(tokens / (rows * sequence))
+    if iterations < 1:
+        raise ValueError(f"C = {C:.3g} buys {tokens:.3g} tokens for N = {N:.3g}, less than one batch; raise C or lower N")
+    warmup = min(max(int(0.01 * iterations), 200), 2000)
+    notes = _doubts(shape, tokens, D_unique, activation_rate)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return Budget(shape, sequence, C, tokens, D_unique, lr, rows * sequence, iterations, warmup, notes)
+
+
+def _rate_met(shape: Shape, rate: float, N: float) -> bool:
+    return abs(shape.activation_rate / rate - 1) < (0.02 if N >= 1e8 else 0.05)
+
+
+def _widths(N: float, per_layer: float, head_dim: int) -> Iterator[tuple[float, int, int]]:
+    """(penalty, width, layers) around the aspect ratio: N = per_layer width^2 layers."""
+    best = (N * ASPECT / per_layer) ** (1 / 3)
+    step = head_dim
+    for width in range(step, int(3 * best) + 2 * step, step):
+        for layers in {max(2, round(width / ASPECT) + extra) for extra in range(-2, 40)}:
+            off = abs(math.log(width / layers / ASPECT))
+            if off < math.log(4) and 0.4 < per_layer * width**2 * layers / N < 2.5:
+                yield off, width, layers
+
+
+def _dense(N: float, head_dim: int) -> Iterator[tuple[float, Shape]]:
+    for off, width, layers in _widths(N, 4 + 3 * ALPHA, head_dim):
+        ffn = round((N / layers / width**2 - 4) / 3 * width / 8) * 8
+        if ffn > 0:
+            yield off + abs(math.log(ffn / width / ALPHA)), Shape(width, layers, ffn, width // head_dim, head_dim, dense_layers=layers)
+
+
+def _mixtures(N: float, rate: float, head_dim: int) -> Iterator[tuple[float, Shape]]:
+    """Per width and depth: mu from N (Eq. 4), beta from the rate (Eq. 5), then whole experts of a quarter of the width."""
+    for off, width, layers in _widths(N, 4 + 3 * MU, head_dim):
+        ffn, grain = round(ALPHA * width / 8) * 8, 32 if width >= 512 else 8
+        dense = 4 * width**2 + 3 * width * ffn
+        mu, beta = (((total - dense) / (width**2 * (layers - 1)) - 4) / 3 for total in (N, rate * N))
+        if beta <= 0 or mu <= beta:
+            continue
+        usual = max(1, round(2 * beta))
+        for top_k in {max(1, usual + extra) for extra in (-2, -1, 0, 1, 2)}:
+            size = max(grain, round(beta * width / (2 * top_k) / grain) * grain)
+            experts = round((mu * width - top_k * size) / size)
+            if experts > top_k:
+                cost = off + abs(math.log(mu / MU)) + 0.5 * abs(math.log(size / (width / 4))) + 0.3 * (top_k == 1)
+                yield cost, Shape(width, layers, ffn, width // head_dim, head_dim, experts, top_k, size, top_k * size)
+
+
+def _doubts(shape: Shape, tokens: float, unique: float, rate: float) -> tuple[str, ...]:
+    found, epochs = [], tokens / unique
+    if epochs > REUSE:
+        found.append(f"{epochs:.1f} epochs over {unique:.3g} unique tokens; the paper tried {REUSE} at most")
+    elif epochs > 2:
+        found.append(f"{epochs:.1f} epochs: reading again cost 0.003-0.005 bits per character in the paper, and at 7B more than 2 always hurts")
+    if tokens / shape.N < 20:
+        found.append(f"only {tokens / shape.N:.0f} tokens per parameter; the paper's findings hold from about 20")
+    if rate < 1 and not 0.15 <= rate <= 0.48:
+        found.append(f"activation rate {rate:g} lies outside 0.15-0.48, where mixtures beat the dense model of equal N and C")
+    return tuple(found)
+
+
+def best_activation(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """Activation rate of least loss, by a cubic in ln(rate) through runs of equal N and C.
+
+    Raises:
+        ValueError: with fewer than five runs, or when the loss has no minimum between them.
+    """
+    x, y = np.log(np.asarray(rates, dtype=float)), np.asarray(losses, dtype=float)
+    if len(x) < 5:
+        raise ValueError(f"the region of the optimum needs five activation rates at equal N and C, got {len(x)}; add runs")
+    grid = np.linspace(x.min(), x.max(), 2001)
+    curve = np.polyval(np.polyfit(x, y, 3), grid)
+    at = int(np.argmin(curve))
+    if at in (0, len(grid) - 1):
+        raise ValueError(f"the loss is least at the end of the range, {math.exp(grid[at]):.3g}; add rates beyond it")
+    return float(math.exp(grid[at]))

@@ -1,0 +1,102 @@
+"""Dots and heat maps as inline SVG, in the page's colours. Lines are io/svg's."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gamut.io.html import Raw, join, tag
+from gamut.io.svg import number, ticks
+
+WIDTH, LEFT, BOTTOM = 720, 56, 34
+
+
+class Axis:
+    """Values onto pixels; logarithmic axes carry powers of ten."""
+
+    def __init__(self, values: Sequence[float], start: float, end: float, *, log: bool):
+        self.log = log
+        scaled = np.log10(values) if log else np.asarray(values, dtype=float)
+        low, high = float(np.min(scaled)), float(np.max(scaled))
+        pad = 0.03 * (high - low) or 0.5
+        self.low, self.high, self.start, self.end = low - pad, high + pad, start, end
+
+    def __call__(self, value: float) -> float:
+        value = math.log10(value) if self.log else value
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        if not self.log:
+            return [(v, number(v)) for v in ticks(self.low, self.high)]
+        powers = range(math.ceil(self.low), math.floor(self.high) + 1)
+        step = max(1, len(powers) // 6)
+        return [(10.0**p, f"1e{p}") for p in list(powers)[::step]] or [(10**v, f"{10**v:.2g}") for v in (self.low, self.high)]
+
+
+def _frame(across: Axis, up: Axis, height: int, x: str, y: str) -> list[Raw]:
+    parts = [tag("path", d=f"M{LEFT} {up(v):.1f}H{WIDTH - 10}", class_="grid") for v, _ in up.ticks()]
+    parts += [tag("text", name, x=LEFT - 6, y=f"{up(v) + 4:.1f}", text_anchor="end") for v, name in up.ticks()]
+    parts += [tag("text", name, x=f"{across(v):.1f}", y=height - BOTTOM + 16, text_anchor="middle") for v, name in across.ticks()]
+    parts.append(tag("text", x, x=WIDTH - 10, y=height - 2, text_anchor="end"))
+    return [*parts, tag("text", y, x=4, y=12)]
+
+
+class Dots:
+    """A block for reports: series of points, optionally with lines through them, on linear or logarithmic axes.
+
+    Args:
+        series: name -> (x, y) arrays. lines: names drawn as lines. x, y: axis titles. log: which axes are logarithmic.
+    """
+
+    def __init__(
+        self, title: str, series: Mapping[str, tuple], *, x: str, y: str, log: str = "x", lines: Sequence[str] = (), height: int = 280
+    ):
+        self.title, self.series, self.x, self.y, self.log, self.lines, self.height = title, series, x, y, log, lines, height
+
+    def html(self) -> Raw:
+        kept = {name: [np.asarray(v, float) for v in points] for name, points in self.series.items() if len(points[0])}
+        across = Axis(np.concatenate([v[0] for v in kept.values()]), LEFT, WIDTH - 10, log="x" in self.log)
+        finite = np.concatenate([v[1] for v in kept.values()])
+        up = Axis(finite[np.isfinite(finite)], self.height - BOTTOM, 20, log="y" in self.log)
+        parts, keys = _frame(across, up, self.height, self.x, self.y), []
+        for i, (name, (xs, ys)) in enumerate(kept.items()):
+            colour = f"var(--s{i % 8})"
+            spots = [(across(a), up(b)) for a, b in zip(xs, ys, strict=True) if math.isfinite(b)]
+            if name in self.lines:
+                parts.append(tag("path", d="M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in spots), class_="curve", style=f"stroke: {colour}"))
+            else:
+                parts += [tag("circle", tag("title", f"{name}: {x:.4g}, {y:.4g}"), cx=f"{a:.1f}", cy=f"{b:.1f}", r=2.6, fill=colour, fill_opacity=0.75)
+                          for (a, b), x, y in zip(spots, xs, ys, strict=False)]  # fmt: skip
+            keys.append(tag("span", tag("i", style=f"background: {colour}"), name))
+        drawing = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {self.height}", role="img")
+        return tag("figure", tag("figcaption", self.title), drawing, tag("div", *keys, class_="key") if len(keys) > 1 else None)
+
+
+class Heat:
+    """A block: a map of signed values over log N (up) and log D (across); blue below 0, orange above, pale near it.
+
+    Hovering shows the value; ``open_ND`` marks cells that are undecided, which stay empty.
+    """
+
+    def __init__(self, title: str, N: np.ndarray, D: np.ndarray, values_ND: np.ndarray, *, open_ND: np.ndarray | None = None, height: int = 380):
+        self.title, self.N, self.D, self.values, self.height = title, N, D, values_ND, height
+        self.open = np.zeros(values_ND.shape, bool) if open_ND is None else open_ND
+
+    def html(self) -> Raw:
+        across, up = Axis(self.D, LEFT, WIDTH - 10, log=True), Axis(self.N, self.height - BOTTOM, 20, log=True)
+        most = float(np.nanmax(np.abs(self.values))) or 1.0
+        wide, high = ((b(v[-1]) - b(v[0])) / (len(v) - 1) for b, v in ((across, self.D), (up, self.N)))
+        cells = []
+        for i, n in enumerate(self.N):
+            for j, d in enumerate(self.D):
+                value = float(self.values[i, j])
+                if self.open[i, j] or not math.isfinite(value):
+                    continue
+                colour = "var(--s0)" if value < 0 else "var(--s1)"
+                cells.append(tag(
+                    "rect", tag("title", f"N {n:.3g}, D {d:.3g}: {100 * value:+.2f}%"), x=f"{across(d) - wide / 2:.1f}",
+                    y=f"{up(n) - abs(high) / 2:.1f}", width=f"{wide + 0.4:.1f}", height=f"{abs(high) + 0.4:.1f}", fill=colour,
+                    fill_opacity=f"{0.08 + 0.87 * abs(value) / most:.2f}",
+                ))  # fmt: skip
+        drawing = join(*cells, *_frame(across, up, self.height, "tokens D", "parameters N"))
+        return tag("figure", tag("figcaption", self.title), tag("svg", drawing, viewBox=f"0 0 {WIDTH} {self.height}", role="img"))

@@ -1,0 +1,181 @@
+"""`gamut plan scaling`: a table of runs in, a one-page report out."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gamut.plan.compare import advise
+from gamut.plan.fitting import epochs_of, rerun_noise
+from gamut.plan.pictures import Dots
+from gamut.plan.rules import all_rules
+from gamut.plan.surface import Optimum, Surface
+from gamut.plan.tables import ScalingTable
+
+LEVEL = 0.8
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked about: the compute-optimal point of a budget, or an (N, D) that was given."""
+
+    N: float
+    D: float
+    loss: float
+    low: float
+    high: float
+    how: str
+
+    @property
+    def C(self) -> float:
+        return 6 * self.N * self.D
+
+
+def target(surface: Surface, flops: float | None, N: float | None, D: float | None, dn_range: tuple[float, float]) -> Target:
+    """The point that a user asked for.
+
+    Raises:
+        ValueError: when the budget has no optimum in the range, or nothing was asked for.
+    """
+    if N and D:
+        how = "as given"
+    elif flops and N:
+        D, how = flops / (6 * N), "N as given, D = C / 6N"
+    elif flops:
+        best: Optimum = surface.optimal(flops, dn_range)
+        N, D, how = best.N, best.D, f"compute-optimal for D/N in {dn_range[0]:g} to {dn_range[1]:g}"
+    else:
+        raise ValueError("say what to predict: --target-flops 1e22, or --target-n 1e9 --target-d 2e10")
+    low, high = surface.interval(N, D, LEVEL)
+    return Target(float(N), float(D), float(surface.predict(N, D)), float(low), float(high), how)
+
+
+def summary(table: ScalingTable, surface: Surface, aim: Target) -> list[str]:
+    """The lines that the terminal shows."""
+    unit = table.unit
+    lines = [
+        f"{table.name}: {len(table)} runs, {len(table.sizes)} sizes, N {table.convention}, loss in {unit}",
+        *(f"  careful: {note}" for note in surface.notes),
+        f"law {surface.law}: residual {100 * surface.noise:.2f}% (standard deviation of log loss)",
+    ]
+    lines += [f"  {row['held out']:28s} " + "  ".join(f"{law} {error:.2f}%" for law, error in _errors(row)) for row in surface.holdouts]
+    lines.append(
+        f"C = {aim.C:.3g}: N = {aim.N:.3g}, D = {aim.D:.3g} (D/N {aim.D / aim.N:.3g}; {aim.how}): loss {aim.loss:.4f} {unit}, "
+        f"{100 * LEVEL:.0f}% interval {aim.low:.4f} to {aim.high:.4f}"
+    )
+    return lines
+
+
+def _errors(row: Mapping[str, Any]) -> list[tuple[str, float]]:
+    return [(k, v) for k, v in row.items() if isinstance(v, float) and math.isfinite(v)]
+
+
+def blocks(table: ScalingTable, surface: Surface, aim: Target, dn_range: tuple[float, float]) -> list[Any]:
+    """The page, as blocks of gamut/io/report.py."""
+    from gamut.io.report import Columns, Details, Heading, Table
+
+    page: list[Any] = [Heading("The answer")]
+    page.append(Table(
+        ("parameters N", "tokens D", "D/N", "compute C", f"loss, {table.unit}", f"{100 * LEVEL:.0f}% interval"),
+        [(f"{aim.N:.3g}", f"{aim.D:.3g}", f"{aim.D / aim.N:.3g}", f"{aim.C:.3g}", f"{aim.loss:.4f}", f"{aim.low:.4f} to {aim.high:.4f}")],
+        caption=f"{aim.how}; law {surface.law}",
+    ))  # fmt: skip
+    page += [f"Careful: {note}." for note in surface.notes]
+    page += [Heading("What each law would have said", "Errors in percent on rows that the fit had not seen.")]
+    if surface.holdouts:
+        names = list(surface.holdouts[0])
+        page.append(Table(names, [[_cell(row[name]) for name in names] for row in surface.holdouts]))
+    else:
+        page.append("Too few runs to keep any back: nothing here says how far the fit can be trusted.")
+    page += [Heading("The fit"), Table(list(_constants(surface)), [list(_constants(surface).values())], caption=_formula(surface))]
+    page += [Columns([_isosizes(table, surface), _residuals(table, surface)], "cards")]
+    page += [Heading("How to split compute"), _ratios(table, surface, aim, dn_range)]
+    page += [Heading("Five runs that would narrow the interval most", _advice_text(surface)), _advice(surface, aim)]
+    rules = [(r.rule, _digits(r.lr), _digits(r.batch), _digits(r.excess), r.note) for r in all_rules(aim.N, aim.D, aim.loss)]
+    columns = ("rule", "peak learning rate", "batch, tokens", "published excess loss, per mille", "")
+    page += [Heading("Learning rate and batch by published rules"), Table(columns, rules)]
+    noise = rerun_noise(table)
+    page.append(Details("About the table", [
+        f"{table.name}: N {table.N.min():.3g} to {table.N.max():.3g} ({table.convention}), D {table.D.min():.3g} to {table.D.max():.3g}, "
+        f"D/N {np.min(table.D / table.N):.3g} to {np.max(table.D / table.N):.3g}. {table.source}",
+        f"Repeated runs differ by {100 * noise:.3f}% (standard deviation)." if math.isfinite(noise) else "No run was repeated.",
+    ]))  # fmt: skip
+    return page
+
+
+def _cell(value: Any) -> Any:
+    return "-" if isinstance(value, float) and not math.isfinite(value) else f"{value:.2f}" if isinstance(value, float) else value
+
+
+def _digits(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}"
+
+
+def _constants(surface: Surface) -> dict[str, str]:
+    return {name: f"{value:.4g}" for name, value in surface.constants().items()}
+
+
+def _formula(surface: Surface) -> str:
+    from gamut.plan.laws import LAWS
+
+    formula = LAWS[surface.parts[0].law].formula
+    if len(surface.parts) == 1:
+        return f"loss = {formula}"
+    return f"mean of {len(surface.parts)} fits in ln loss (they differ in prior and weights); the first: {formula}"
+
+
+def _isosizes(table: ScalingTable, surface: Surface) -> Dots:
+    """Loss by tokens for up to six sizes: dots measured, lines fitted."""
+    sizes = table.sizes
+    sizes = sizes[np.unique(np.linspace(0, len(sizes) - 1, 6).round().astype(int))]
+    series: dict[str, tuple] = {}
+    for N in sizes:
+        rows = (np.abs(np.log(table.N / N)) < 2e-3) & (epochs_of(table) <= 1)
+        series[f"N {N:.2g}"] = (table.D[rows], table.loss[rows])
+    D = np.geomspace(table.D.min(), table.D.max(), 60)
+    with_lines = {f"fit {name}": (D, np.exp(surface._logs(N, D, 1.0, False))) for name, N in zip(list(series), sizes, strict=True)}
+    series = {k: v for name in list(series) for k, v in ((name, series[name]), (f"fit {name}", with_lines[f"fit {name}"]))}
+    return Dots("Loss by tokens, six sizes", series, x="tokens D", y=table.unit, lines=tuple(with_lines))
+
+
+def _residuals(table: ScalingTable, surface: Surface) -> Dots:
+    off = 100 * (table.loss / np.exp(surface._logs(table.N, table.D, epochs_of(table), False)) - 1)
+    return Dots("Residuals: measured above fitted, percent", {"run": (table.compute, off)}, x="compute, FLOPs", y="%")
+
+
+def _ratios(table: ScalingTable, surface: Surface, aim: Target, dn_range: tuple[float, float]) -> Any:
+    """Best D/N against compute, beside what the table holds."""
+    found = []
+    for C in np.geomspace(table.compute.min(), max(10 * table.compute.max(), 3 * aim.C), 25):
+        try:
+            best = surface.optimal(float(C), dn_range)
+        except ValueError:
+            continue
+        found.append((C, best.D / best.N))
+    series = {"runs of the table": (table.compute, table.D / table.N)}
+    if not found:
+        return f"The surface has no compute-optimal point for D/N in {dn_range[0]:g} to {dn_range[1]:g} at any budget near the table."
+    series["best D/N"] = tuple(np.array(found).T)
+    return Dots("Tokens per parameter that are best, by compute", series, x="compute, FLOPs", y="D/N", log="xy", lines=("best D/N",))
+
+
+def _advice_text(surface: Surface) -> str:
+    return f"Each costs at most what the table's largest run cost, {6 * surface.seen.N[1] * surface.seen.D[1]:.2g} FLOPs."
+
+
+def _advice(surface: Surface, aim: Target) -> Any:
+    from gamut.io.report import Table
+
+    rows = [(f"{r['N']:.3g}", f"{r['D']:.3g}", f"{r['D'] / r['N']:.3g}", f"{r['C']:.3g}", f"{100 * r['left']:.0f}%") for r in advise(surface, aim.N, aim.D)]
+    return Table(("N", "D", "D/N", "FLOPs", "width left after it"), rows)
+
+
+def write(path: str | Path, table: ScalingTable, surface: Surface, aim: Target, dn_range: Sequence[float]) -> Path:
+    """The report as one HTML file."""
+    from gamut.io.report import write_report
+
+    lead = f"{len(table)} runs of {table.name}; {surface.law}"
+    return write_report(path, f"Scaling: what C = {aim.C:.3g} buys", blocks(table, surface, aim, tuple(dn_range)), lead=lead)
