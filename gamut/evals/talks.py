@@ -27,7 +27,7 @@ from gamut.generate.speaker import Speaker
 from gamut.io.report import Audio, Card, Columns, Heading, Mel, Tokens
 from gamut.models.judge import DigitJudge
 
-GREEDY = Sampling(temperature=0)
+GREEDY = Sampling(temperature=0.0)
 LONGEST = 120  # tokens of an answer: about four seconds of speech
 
 

@@ -1,0 +1,116 @@
+"""The Step-Audio 2 recipes whole, at a size of seconds; stopped in every stage; and the claims of the shipped weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gamut.io.folders import read_tensors
+from gamut.recipes import step_audio_2
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ROOT / "weights" / "step_audio_2"
+SMALL = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn": 32, "encoder_width": 16, "encoder_layers": 1,
+         "encoder_heads": 2, "adapter": 16, "batch": 2, "hear_steps": 8, "align_steps": 8, "main_steps": 8}  # fmt: skip
+recordings = pytest.mark.skipif(
+    not Path(os.environ.get("GAMUT_DATA", "/nowhere"), "speech", "fsdd_8k.npz").exists(),
+    reason="needs the recorded digits: set GAMUT_DATA to a folder with speech/fsdd_8k.npz",
+)
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "gamut.cli", "run", *arguments]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(sorted((run / "checkpoints" / "main").glob("step_*"))[-1] / "model.safetensors")
+
+
+@recordings
+def test_stopped_in_every_stage_and_resumed_it_is_the_same_run(tmp_path):
+    """Ctrl-C in hear, align and main: each says how to go on, and the weights at the end are those of a run in one go."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    fresh = ["step_audio_2", *options, f"--out={tmp_path}"]
+    whole = start(*fresh, "--name=whole")
+    cut, arguments = tmp_path / "cut", [*fresh, "--name=cut"]
+    for stage in ("hear", "align", "main"):
+        process = start(*arguments)
+        while not _begun(cut, stage):
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 130, said
+        assert f"of '{stage}'" in said and f"gamut run --resume {cut}" in said
+        arguments = ["--resume", str(cut)]
+    last = start(*arguments)
+    for process in (last, whole):
+        said, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, said
+    a, b = weights(tmp_path / "whole"), weights(cut)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    result = json.loads((cut / "result.json").read_text())
+    assert {"digits/wer", "arithmetic/text", "arithmetic/aloud"} <= result["metrics"].keys()
+    report = (cut / "report.html").read_text()
+    assert "<audio" in report and "Free Spoken Digit Dataset" in report
+
+
+def _begun(run: Path, stage: str) -> bool:
+    log = run / "metrics.jsonl"
+    return log.exists() and f'"{stage}"' in log.read_text()
+
+
+def test_frames_are_labelled_where_the_digits_are():
+    from test_spoken import clips
+
+    from gamut.data.spoken import Digits
+
+    mels, lens, labels = step_audio_2.heard_frames(Digits(clips()), 4, 0, 0)
+    assert mels.shape[0] == 4 and labels.shape == (4, (mels.shape[-1] + 1) // 4)
+    for row, length in zip(labels, lens.tolist(), strict=True):
+        used = (length + 1) // 4
+        assert set(row[used:].tolist()) <= {-100}
+        assert int(((row[:used] >= 0) & (row[:used] < 10)).sum()) >= 4  # 0.2 s of tone is at least 4 frames of 40 ms
+
+
+def test_paper_size_is_minis_size():
+    """8,315,179,264 parameters, from the preset alone."""
+    assert step_audio_2.plan(step_audio_2.PAPER)["parameters"] == 8_315_179_264
+
+
+def test_chat_refuses_what_the_tiny_model_was_not_taught(tmp_path):
+    with pytest.raises(ValueError, match=r"was not taught to 'Sing\.'; --system must be one of\n  请"):
+        step_audio_2.chat(tmp_path / "q.wav", model=SHIPPED, system="Sing.")
+
+
+@recordings
+def test_claims_of_the_shipped_weights(tmp_path):
+    from gamut.evals.claims import check
+
+    result = step_audio_2.evaluate(SHIPPED)
+    failed = [text for text, passed in check(step_audio_2.CLAIMS, result) if not passed]
+    assert not failed, (failed, result.metrics)
+
+
+@recordings
+def test_chat_answers_a_recording(tmp_path, capsys):
+    from gamut.data import sources
+    from gamut.io.media import read_audio, write_audio
+
+    clips = {clip.labels["digit"]: clip.wav for clip in sources.digits("test") if clip.speaker == "theo"}
+    question = write_audio(tmp_path / "q.wav", torch.cat([clips[3], torch.zeros(1600), clips[4]]), 8000)
+    figures = step_audio_2.chat(
+        question, model=SHIPPED, system="Say the larger of the two numbers.", out=tmp_path / "a.wav"
+    )
+    assert capsys.readouterr().out.strip() == "4"
+    wav, rate = read_audio(tmp_path / "a.wav")
+    assert rate == 8000 and len(wav) > 2000
+    assert "the first sound after" in figures
