@@ -1,6 +1,7 @@
 """Schedules, groups, decay, freezing and the running average, against numbers worked out here."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,3 +131,19 @@ def test_errors_name_the_setting():
         Phase("a", Tiny(), every=0)
     with pytest.raises(ValueError, match=r"letters, digits, _ and - only; got 'a/b'"):
         Phase("a/b", Tiny())
+
+
+def test_modules_that_share_a_weight_update_it_once():
+    a, b = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    b.weight = a.weight
+    learner = Learner.all([Phase("both", {"a": a, "b": b}, Optim(ema=0.9))])[0]
+    assert list(learner.params) == ["a.weight"]
+    a.weight.grad = torch.ones(3, 3)
+    learner.apply(0.1)
+    files = learner.tensors()
+    assert files["both.a.ema"].keys() == files["both.b.ema"].keys() == {"weight"}
+    assert torch.equal(files["both.a.ema"]["weight"], files["both.b.ema"]["weight"])
+    with pytest.raises(
+        ValueError, match=r"'here/both.a.safetensors' does not fit what is trained here: 1 missing: weight"
+    ):
+        learner.load({}, Path("here"))

@@ -11,7 +11,7 @@ import torch
 
 @runtime_checkable
 class Stream(Protocol):
-    """What ``fit`` draws batches from."""
+    """What `fit` draws batches from. What comes next depends on its state alone, never on the global random states."""
 
     def __next__(self) -> Any: ...
     def state_dict(self) -> dict: ...

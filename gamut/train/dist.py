@@ -121,7 +121,9 @@ def clip_gradients(params: Iterable[nn.Parameter], limit: float) -> Tensor:
     """Scale the gradients down to the length ``limit`` if they are longer; returns the length they had."""
     with_grad = [p for p in params if p.grad is not None]
     kinds = [[p for p in with_grad if isinstance(p, DTensor) is sharded] for sharded in (False, True)]
-    norms = [full(torch.nn.utils.get_total_norm([p.grad for p in kind])) for kind in kinds if kind]
+    norms = [
+        full(torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds if kind
+    ]
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm() if norms else torch.zeros(())
     if limit != float("inf"):
         for kind in filter(None, kinds):

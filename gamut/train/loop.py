@@ -14,9 +14,9 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,37 +24,13 @@ from torch import Tensor, nn
 from gamut.data.load import Stream, move
 from gamut.io.runs import Run
 from gamut.io.state import load_state, own_dice, reseed, save_state, state_path
-from gamut.train import dist
+from gamut.train import dist, log
 from gamut.train.optim import Learner, Optim, Phase
-from gamut.train.scope import Clock, mode, precision, recompute, stop_signals
+from gamut.train.scope import Clock, Quiet, View, mode, precision, recompute, stop_signals
 
 Stats = dict[str, float]
 Step = Callable[[Any, str], tuple[Tensor, Mapping[str, Any]]]
 COUNTS = ("tokens", "audio_seconds")  # stats that add up over micro-batches; every other one is averaged
-
-
-@runtime_checkable
-class View(Protocol):
-    """What `fit` shows while it runs; `gamut.train.log.View` is the usual one, `Quiet` shows nothing.
-
-    ``step`` is called after every step with its logged numbers (loss, lr, grad_norm, eval/..., tokens, ...;
-    ``<phase>/loss`` and so on where there are several phases) and its seconds by part: data, forward, backward,
-    optimiser, evaluate, save, wait (for the device or for other processes).
-    """
-
-    def start(self, stage: str, steps: int, done: int = 0) -> None: ...
-    def step(self, step: int, stats: Mapping[str, Any], seconds: Mapping[str, float]) -> None: ...
-    def note(self, text: str) -> None: ...
-    def end(self) -> None: ...
-
-
-class Quiet:
-    """A view that shows nothing: for tests, and for ranks other than 0."""
-
-    def start(self, stage: str, steps: int, done: int = 0) -> None: ...
-    def step(self, step: int, stats: Mapping[str, Any], seconds: Mapping[str, float]) -> None: ...
-    def note(self, text: str) -> None: ...
-    def end(self) -> None: ...
 
 
 @dataclass
@@ -68,6 +44,10 @@ class Fit:
     seconds: float = 0.0  # of all sittings
     interrupted: bool = False
     phase: int = 0  # where the next step begins; not 0 only after a later phase of a step went wrong
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return [module for learner in self.learners for module in learner.modules.values()]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -97,7 +77,7 @@ def update(
     lr: float,
     *,
     key: tuple[str | int, ...] = (0,),
-    autocast: torch.autocast | None = None,
+    autocast: AbstractContextManager | None = None,
     clock: Clock | None = None,
 ) -> Stats:
     """One optimiser update of one phase from the micro-batches of this rank.
@@ -117,6 +97,8 @@ def update(
     before, parts = [(b, b.clone()) for b in learner.buffers()], []
     with learner.alone():
         for i, batch in enumerate(batches):
+            with clock("data"):
+                batch = move(batch, learner.device)
             reseed(*key, learner.name, dist.rank() + i * dist.world())
             with clock("forward"), autocast:
                 loss, stats = step(batch, learner.name)
@@ -191,112 +173,132 @@ def fit(
             f"steps must be 1 or more, and accumulate a multiple of the {dist.world()} processes that share it; "
             f"got steps={steps}, accumulate={accumulate}. Make the micro-batches smaller and accumulate more of them"
         )
-    done, view = Fit(Learner.all(phases, optim)), Quiet() if dist.rank() else view or _usual_view()
-    if run is not None and _restore(done, data, run, stage, seed, view) and done.steps >= steps:
+    done, view = Fit(Learner.all(phases, optim)), Quiet() if dist.rank() else view or log.View()
+    share, cast = accumulate // dist.world(), precision(done.learners[0].device, dtype)
+    job = _Job(step, data, steps, run, stage, seed, share, cast, evaluate, evaluate_every, save_every, keep, view)
+    if _restore(done, job) and done.steps >= steps:
+        view.note(f"{stage}: trained before, {done.steps} steps; loaded")
         return done
     if dist.world() > 1:
         data.shard(dist.rank(), dist.world())  # type: ignore[attr-defined]  # Batches has it
-    modules = [module for learner in done.learners for module in learner.modules.values()]
-    cast, clock = precision(done.learners[0].device, dtype), Clock()
-    with own_dice(), dist.peers(), mode(modules, True), recompute(modules, checkpointing), stop_signals() as signals:
+    with own_dice(), dist.peers(), mode(done.modules, True), recompute(done.modules, checkpointing):
         view.start(stage, steps, done.steps)
         try:
-            while done.steps < steps:
-                began, position = time.perf_counter(), data.state_dict()
-                try:
-                    _step(step, done, data, steps, (seed, stage), accumulate // dist.world(), cast, clock)
-                except NotFiniteError as error:
-                    at = f"{error} at step {done.steps} of {stage!r} (data at {position}); nothing was updated"
-                    again = " That repeats exactly this step; a smaller lr may pass it" if run else ""
-                    raise NotFiniteError(f"{at}; {_save(done, position, run, stage, seed, keep)}{again}") from error
-                last = done.steps == steps
-                if evaluate and (last or _due(done.steps, evaluate_every)):
-                    reseed(seed, stage, done.steps, "eval")
-                    with clock("evaluate"), mode(modules, False), done.averaged(), torch.no_grad():
-                        done.stats |= {f"eval/{name}": float(value) for name, value in evaluate(done.steps).items()}
-                _log(done, time.perf_counter() - began, clock, run, stage, view)
-                stop = max(dist.gather(signals[0] if signals else 0))
-                if stop or last or _due(done.steps, save_every):
-                    with clock("save"):
-                        where = _save(done, data.state_dict(), run, stage, seed, keep)
-                if stop:
-                    done.interrupted = True
-                    view.note(f"{signal.Signals(stop).name} at step {done.steps} of {steps} of {stage!r}; {where}")
-                    raise Interrupted(stop, done)
+            _run(done, job)
         finally:
             view.end()
     return done
 
 
-def _usual_view() -> View:
-    from gamut.train import log  # rich takes a while to import
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of `fit`, for the functions below."""
 
-    return log.View()
+    step: Step
+    data: Stream
+    steps: int
+    run: Run | None
+    stage: str
+    seed: int
+    share: int  # micro-batches of an update that this rank takes
+    cast: AbstractContextManager
+    evaluate: Callable[[int], Mapping[str, float]] | None
+    evaluate_every: int
+    save_every: int
+    keep: int
+    view: View
+    clock: Clock = field(default_factory=Clock)
+
+    def due(self, step: int, every: int) -> bool:
+        return step == self.steps or (every > 0 and step % every == 0)
 
 
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+def _run(done: Fit, job: _Job) -> None:
+    with stop_signals() as signals:
+        while done.steps < job.steps:
+            began, position = time.perf_counter(), job.data.state_dict()
+            try:
+                _step(done, job)
+            except NotFiniteError as error:
+                at = f"{error} at step {done.steps} of {job.stage!r} (data at {position}); nothing was updated"
+                again = " That repeats exactly this step; a smaller lr may pass it" if job.run else ""
+                raise NotFiniteError(f"{at}; {_save(done, job, position)}{again}") from error
+            if job.evaluate and job.due(done.steps, job.evaluate_every):
+                reseed(job.seed, job.stage, done.steps, "evaluate")
+                with job.clock("evaluate"), mode(done.modules, False), done.averaged(), torch.no_grad():
+                    found = job.evaluate(done.steps)
+                done.stats |= {f"eval/{name}": float(value) for name, value in found.items()}
+            _log(done, job, time.perf_counter() - began)
+            stop = max(dist.gather(signals[0] if signals else 0))
+            if stop or job.due(done.steps, job.save_every):
+                with job.clock("save"):
+                    where = _save(done, job, job.data.state_dict())
+            if stop:
+                done.interrupted = True
+                name = signal.Signals(stop).name
+                job.view.note(f"{name} at step {done.steps} of {job.steps} of {job.stage!r}; {where}")
+                raise Interrupted(stop, done)
 
 
-def _step(
-    step: Step, done: Fit, data: Stream, steps: int, key: tuple, micro: int, cast: torch.autocast, clock: Clock
-) -> None:
+def _step(done: Fit, job: _Job) -> None:
     """Every phase whose turn it is, from one draw of the data."""
     now, several, stats = done.steps, len(done.learners) > 1, {}
-    reseed(*key, now)
-    with clock("data"):
-        batches = [move(next(data), done.learners[0].device) for _ in range(micro)]
+    with job.clock("data"):
+        batches = [next(job.data) for _ in range(job.share)]
     for i, learner in enumerate(done.learners):
         if i < done.phase or now % learner.phase.every:
             continue
-        done.phase = i
-        lr = learner.optim.at(now, steps)
-        found = update(step, learner, batches, lr, key=(*key, now), autocast=cast, clock=clock)
+        done.phase, key = i, (job.seed, job.stage, now)
+        lr = learner.optim.at(now, job.steps)
+        found = update(job.step, learner, batches, lr, key=key, autocast=job.cast, clock=job.clock)
         if i == 0:
             done.loss.append(found["loss"])
         stats |= {f"{learner.name}/{n}" if several and n not in COUNTS else n: value for n, value in found.items()}
     done.phase, done.steps, done.stats = 0, now + 1, stats
 
 
-def _log(done: Fit, seconds: float, clock: Clock, run: Run | None, stage: str, view: View) -> None:
+def _log(done: Fit, job: _Job, seconds: float) -> None:
     done.seconds += seconds
     done.stats |= {f"{name}_per_second": done.stats[name] / seconds for name in COUNTS if name in done.stats}
-    if run is not None and not dist.rank():
-        run.log(stage, done.steps, done.stats | clock)
-    view.step(done.steps, done.stats, dict(clock))
-    clock.clear()
+    if job.run is not None and not dist.rank():
+        job.run.log(job.stage, done.steps, done.stats | job.clock)
+    job.view.step(done.steps, done.stats, dict(job.clock))
+    job.clock.clear()
 
 
-def _save(done: Fit, position: dict, run: Run | None, stage: str, seed: int, keep: int) -> str:
+def _save(done: Fit, job: _Job, position: dict) -> str:
     """Save where there is a run; returns what to tell the user. The next step starts with the data at ``position``."""
-    if run is None:
+    if job.run is None:
         return "nothing is saved, for fit was given no run"
     tensors = {file: named for learner in done.learners for file, named in learner.tensors().items()}
     tensors["loss.history"] = {"loss": torch.tensor(done.loss, dtype=torch.float64)}
-    meta = {"data": position, "seed": seed, "phase": done.phase, "stats": done.stats, "seconds": done.seconds}
+    meta = {"data": position, "seed": job.seed, "phase": done.phase, "stats": done.stats, "seconds": done.seconds}
     meta["updates"] = {learner.name: learner.updates for learner in done.learners}
-    folder = run.checkpoints(stage)
+    folder = job.run.checkpoints(job.stage)
     if not dist.rank():
-        save_state(folder, done.steps, tensors, meta, keep=keep)
-    return f"saved in '{state_path(folder, done.steps)}'. To go on: gamut run --resume {run.path}"
+        save_state(folder, done.steps, tensors, meta, keep=job.keep)
+    dist.gather(None)  # no rank goes on before it is there
+    return f"saved in '{state_path(folder, done.steps)}'. To go on: gamut run --resume {job.run.path}"
 
 
-def _restore(done: Fit, data: Stream, run: Run, stage: str, seed: int, view: View) -> bool:
+def _restore(done: Fit, job: _Job) -> bool:
     """Put the newest whole checkpoint into learners and data; False if there is none."""
-    state, problems = load_state(run.checkpoints(stage))
+    if job.run is None:
+        return False
+    state, problems = load_state(job.run.checkpoints(job.stage))
     for problem in problems:
-        view.note(f"{problem}; using the checkpoint before it")
+        job.view.note(f"{problem}; using the checkpoint before it")
     if not dist.rank():
-        run.truncate(stage, state.step if state else 0)
+        job.run.truncate(job.stage, state.step if state else 0)
     if state is None:
         return False
     meta = state.meta
-    if meta["seed"] != seed:
-        raise ValueError(f"'{state.path}' was made with seed {meta['seed']}, got seed {seed}; resume with the same one")
+    if meta["seed"] != job.seed:
+        raise ValueError(f"'{state.path}' has seed {meta['seed']}, this run {job.seed}; resume with the same seed")
     for learner in done.learners:
         learner.load(state.tensors, state.path)
         learner.updates = meta["updates"][learner.name]
-    data.load_state_dict(meta["data"])
+    job.data.load_state_dict(meta["data"])
     done.steps, done.phase, done.stats, done.seconds = state.step, meta["phase"], meta["stats"], meta["seconds"]
     done.loss = state.tensors["loss.history"]["loss"].tolist()
     return True

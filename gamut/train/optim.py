@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class Group:
     """Parameters by name: ``Group("encoder.*", lr_scale=0)`` freezes the encoder. The first that matches counts."""
 
     pattern: str  # shell-like, against the whole name: * matches anything, dots too
-    lr_scale: float = 1.0  # times the phase's lr; 0 freezes
+    lr_scale: float | int = 1.0  # times the phase's lr; 0 freezes
     weight_decay: float | None = None  # None: the phase's rule
 
 
@@ -87,9 +88,13 @@ class Learner:
 
     def __init__(self, phase: Phase):
         self.phase, self.name, self.optim = phase, phase.name, phase.optim
-        several = not isinstance(phase.modules, nn.Module)
-        self.modules: dict[str, nn.Module] = dict(phase.modules) if several else {"": phase.modules}
-        everything = {join(key, n): p for key, m in self.modules.items() for n, p in m.named_parameters()}
+        modules = {"": phase.modules} if isinstance(phase.modules, nn.Module) else phase.modules
+        self.modules: dict[str, nn.Module] = dict(modules)
+        first: dict[nn.Parameter, str] = {}  # shared ones count once, by their first name
+        for key, module in self.modules.items():
+            for name, p in module.named_parameters():
+                first.setdefault(p, join(key, name))
+        everything = {name: p for p, name in first.items()}
         groups = _groups(everything, self.modules, self.optim, self.name)
         trained = {name for group in groups for name in group["names"]}
         self.params = {name: p for name, p in everything.items() if name in trained}
@@ -99,8 +104,10 @@ class Learner:
         )
         self.average = {n: p.detach().clone() for n, p in self.params.items()} if self.optim.ema else {}
         self.updates = 0
-        self.everything, self.parts = list(everything.values()), list(self.modules.values())
+        self.everything = list(everything.values())
         self.off: list[nn.Parameter] = []  # what may get no gradient while this phase steps; `all` knows
+        parts = [part for module in self.modules.values() for part in module.modules()]
+        self.statistics = [(m, n) for m in parts for n in m._buffers if n not in m._non_persistent_buffers_set]
 
     @classmethod
     def all(cls, phases: nn.Module | Phase | Sequence[Phase], optim: Optim | None = None) -> "list[Learner]":
@@ -109,16 +116,16 @@ class Learner:
             phases = Phase("model", phases, optim or Optim())
         elif optim is not None:
             raise ValueError("optim is for a bare module; give each Phase its own: Phase(name, modules, Optim(...))")
-        learners = [cls(phase) for phase in ([phases] if isinstance(phases, Phase) else phases)]
+        learners: list[Learner] = [cls(phase) for phase in ([phases] if isinstance(phases, Phase) else phases)]
         names = [learner.name for learner in learners]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"phases need different names, at least one; got {names}")
         trained = {id(p) for learner in learners for p in learner.params.values()}
         everything = list({id(p): p for learner in learners for p in learner.everything}.values())
-        parts = [module for learner in learners for module in learner.modules.values()]
+        statistics = [entry for learner in learners for entry in learner.statistics]
         for learner in learners:
             own = {id(p) for p in learner.params.values()}
-            learner.everything, learner.parts = everything, parts
+            learner.everything, learner.statistics = everything, statistics
             learner.off = [
                 p
                 for p in everything
@@ -129,9 +136,7 @@ class Learner:
 
     def buffers(self) -> list[Tensor]:
         """What a forward of any phase may change beside parameters: running statistics."""
-        every = [m for part in self.parts for m in part.modules()]
-        named = [(m, name, b) for m in every for name, b in m._buffers.items() if b is not None]
-        return [b for m, name, b in named if name not in m._non_persistent_buffers_set]
+        return [buffer for module, name in self.statistics if (buffer := getattr(module, name)) is not None]
 
     @property
     def device(self) -> torch.device:
@@ -151,10 +156,11 @@ class Learner:
                 p.requires_grad_(True)
 
     def clip(self, weight: float) -> Tensor:
-        """Divide the gradients, sums so far, by ``weight``; shorten to ``optim.clip``. Returns the length before that."""
+        """Divide the gradients (sums) by ``weight``, shorten them to ``optim.clip``; gives their length before that."""
         grads = [p.grad for p in self.params.values() if p.grad is not None]
         if weight != 1 and grads:
-            torch._foreach_mul_(grads, 1 / weight if weight else math.nan)
+            scale = 1 / weight if weight else math.nan
+            torch._foreach_mul_(grads, scale)  # type: ignore[attr-defined]
         return dist.clip_gradients(self.params.values(), self.optim.clip)
 
     def apply(self, lr: float) -> None:
@@ -165,11 +171,13 @@ class Learner:
         for group in self.adam.param_groups:
             group["lr"] = lr * group["scale"]
         self.adam.step()
-        self.adam.zero_grad()
+        for p in self.params.values():
+            p.grad = None
         if self.average:
             decay = min(self.optim.ema, (1 + self.updates) / (10 + self.updates))
             with torch.no_grad():
-                torch._foreach_lerp_(list(self.average.values()), list(self.params.values()), 1 - decay)
+                averages, weights = list(self.average.values()), list(self.params.values())
+                torch._foreach_lerp_(averages, weights, 1 - decay)  # type: ignore[attr-defined]
         self.updates += 1
 
     @contextmanager
@@ -187,39 +195,24 @@ class Learner:
                     self.params[name].copy_(value)
 
     def _targets(self) -> dict[str, dict[str, Tensor]]:
-        """Every tensor of the phase where it lives, by file and name."""
-        files = {}
-        for key, module in self.modules.items():
-            files[join(self.name, key)] = module.state_dict()
-            if self.average:
-                names = [(n, join(key, n)) for n, _ in module.named_parameters()]
-                files[join(self.name, key) + ".ema"] = {n: self.average[m] for n, m in names if m in self.average}
-        moments = {
-            f"{kind}.{name}": value
-            for name, p in self.params.items()
-            for kind, value in self.adam.state.get(p, {}).items()
-        }
-        files[f"{self.name}.optim"] = moments
-        return files
+        """Weights and moments where they live, by file and name."""
+        files = {join(self.name, key): module.state_dict() for key, module in self.modules.items()}
+        moments = [(name, self.adam.state.get(p, {})) for name, p in self.params.items()]
+        return files | {f"{self.name}.optim": {f"{kind}.{n}": t for n, state in moments for kind, t in state.items()}}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds of this phase, by file and name, whole and on the CPU (only rank 0 gets it)."""
-        keep = dist.rank() == 0
-        files = {}
-        for file, named in self._targets().items():
-            whole = {}
-            for name, tensor in named.items():
-                tensor = dist.full(tensor.detach())
-                if keep:
-                    whole[name] = tensor.cpu()
-            files[file] = whole
-        for key, module in self.modules.items() if self.average and keep else ():
-            file, first = join(self.name, key), {id(p): name for name, p in module.named_parameters()}
-            averaged = files[file + ".ema"]
-            for name, p in module.named_parameters(remove_duplicate=False):  # the file loads alone: every name is in it
-                if first[id(p)] in averaged:
-                    averaged[name] = averaged[first[id(p)]]
-            files[file + ".ema"] = files[file] | averaged
+
+        def whole(named: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+            pairs = [(name, dist.full(tensor.detach())) for name, tensor in named.items()]  # every rank takes part
+            return {} if dist.rank() else {name: tensor.cpu() for name, tensor in pairs}
+
+        files = {file: whole(named) for file, named in self._targets().items()}
+        averages = whole({id(self.params[name]): value for name, value in self.average.items()})
+        for key, module in self.modules.items() if averages else ():  # a file that loads alone, tied names included
+            named = {n: averages.get(id(p)) for n, p in module.named_parameters(remove_duplicate=False)}
+            file = join(self.name, key)
+            files[f"{file}.ema"] = files[file] | {n: value for n, value in named.items() if value is not None}
         return files
 
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]], where: Path) -> None:
@@ -235,10 +228,12 @@ class Learner:
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.zeros_like(p),
             }
-        for file, named in self._targets().items():
-            found = tensors.get(file, {})
-            if file.endswith(".ema"):
-                found = {name: found[name] for name in named if name in found}
+        pairs = {file: (named, tensors.get(file, {})) for file, named in self._targets().items()}
+        for key, module in self.modules.items() if self.average else ():
+            file = f"{join(self.name, key)}.ema"
+            kept = {n: self.average[join(key, n)] for n, _ in module.named_parameters() if join(key, n) in self.average}
+            pairs[file] = kept, {n: t for n, t in tensors.get(file, {}).items() if n in kept}
+        for file, (named, found) in pairs.items():
             _fit_together(named, found, f"{where}/{file}.safetensors")
             for name, target in named.items():
                 dist.fill(target, found[name])

@@ -1,15 +1,37 @@
-"""Scopes of the training loop: what holds while a stage runs and is put back when it ends, however it ends."""
+"""What surrounds the training loop: who watches, the clock, and states that are put back however a stage ends."""
 
 import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+
+
+@runtime_checkable
+class View(Protocol):
+    """What `fit` shows while it runs; `gamut.train.log.View` is the usual one, `Quiet` shows nothing."""
+
+    def start(self, stage: str, steps: int, done: int = 0) -> None:
+        """A stage begins; ``done`` of its steps were made before."""
+
+    def step(self, step: int, stats: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
+        """A step was made: its logged numbers (loss, lr, grad_norm, tokens, eval/..., ``<phase>/loss`` where there are
+        several) and seconds by part: data, forward, backward, optimiser, evaluate, save, wait (for device or ranks)."""
+
+    def note(self, text: str) -> None:
+        """A sentence for whoever watches."""
+
+    def end(self) -> None:
+        """The stage is over, finished or not."""
+
+
+class Quiet(View):
+    """A view that shows nothing: for tests, and for ranks other than 0."""
 
 
 class Clock(dict[str, float]):
@@ -24,7 +46,7 @@ class Clock(dict[str, float]):
             self[part] = self.get(part, 0.0) + time.perf_counter() - start
 
 
-def precision(device: torch.device, wanted: str = "auto") -> torch.autocast:
+def precision(device: torch.device, wanted: str = "auto") -> contextlib.AbstractContextManager:
     """Autocast for the forward pass. auto: bfloat16 on a GPU that has it, else float32 (small models on a CPU lose).
 
     Raises:
@@ -33,7 +55,9 @@ def precision(device: torch.device, wanted: str = "auto") -> torch.autocast:
     if wanted not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"dtype must be auto, float32 or bfloat16; got {wanted!r}")
     has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted == "bfloat16" or (wanted == "auto" and has))
+    if wanted == "bfloat16" or (wanted == "auto" and has):
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -62,7 +86,7 @@ def recompute(modules: Sequence[nn.Module], wanted: bool) -> Iterator[None]:
         raise ValueError(f"checkpointing=True, but {kinds} has no part with a `checkpointing` switch; leave it out")
     flags = [(part, part.checkpointing) for part in parts]
     for part in parts:
-        part.checkpointing = True
+        part.checkpointing = True  # type: ignore[assignment]
     try:
         yield
     finally:
