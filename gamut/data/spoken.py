@@ -62,13 +62,17 @@ class Digits:
         if not kept:
             there = sorted({clip.speaker for clip in clips})
             raise ValueError(f"no clip of the speakers {list(speakers)}; there are {there}")
-        self.wavs = [levelled(clip.wav) for clip in kept]
+        self.clips, self.wavs = kept, [levelled(clip.wav) for clip in kept]
         self.digits = [int(clip.labels["digit"]) for clip in kept]
         self.speakers = [clip.speaker for clip in kept]
         self.by_digit = {d: [i for i, digit in enumerate(self.digits) if digit == d] for d in range(10)}
 
     def __len__(self) -> int:
         return len(self.wavs)
+
+    def keep(self, which: Sequence[int]) -> "Digits":
+        """Only these recordings, by their place."""
+        return Digits([self.clips[i] for i in which])
 
     def say(
         self, digits: Sequence[int], rng: random.Random, *, vary: bool = True, gap: tuple[float, float] = (0.02, 0.3)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from gamut.codecs.weave import Marks, build_ta4
 from gamut.data.sources import Clip
 from gamut.data.spoken import RATE, TASKS, Digits, Said, Task, noisy
 
+PAUSE = 640  # samples of silence after each digit of an answer: two tokens. Ours
 ROLES = ("system", "human", "assistant", "function_output", "tool_json_schemas")
 
 
@@ -71,6 +73,13 @@ def call(task: Task, digits: Sequence[int]) -> list[dict]:
     return [asked, {"role": "tool", "tool_call_id": "call_0", "content": task.answer(digits)}]
 
 
+def clearest(voice: Digits, codec: MelCodec, each: int) -> Digits:
+    """Of every digit the ``each`` recordings that the codec carries best (mean distance of log-mels)."""
+    wavs = [wav[None] for wav in voice.wavs]
+    distance = [float((codec.decode_mel(codec.encode(wav)) - codec.mel(wav)).abs().mean()) for wav in wavs]
+    return voice.keep([i for ids in voice.by_digit.values() for i in sorted(ids, key=lambda i: distance[i])[:each]])
+
+
 class Talks:
     """Makes conversations out of recorded digits.
 
@@ -85,11 +94,12 @@ class Talks:
         self.digits, self.voice, self.codec, self.words = digits, voice, codec, words
         self.tools, self.seed = tools, seed
         self.marks = Marks.of(words, codec.vocab)
+        self.codes = [codec.encode(F.pad(wav, (0, PAUSE))[None])[0].tolist() for wav in voice.wavs]
 
     def spoken(self, answer: str, rng: random.Random) -> list[int]:
-        """A woven answer: the digits written, and said by recordings of the voice."""
-        wav = self.voice.say([int(c) for c in answer], rng, vary=False, gap=(0.04, 0.12)).wav
-        codes = self.codec.encode(wav[None])[0].tolist()
+        """A woven answer: the digits written, and said by recordings of the voice, each followed by a pause."""
+        takes = [rng.choice(self.voice.by_digit[int(c)]) for c in answer]
+        codes = [code for take in takes for code in self.codes[take]]
         return build_ta4(self.words.encode(answer), self.marks.audio_ids(codes), self.marks)
 
     def talk(self, task: Task, said: Said, frames: int, aloud: bool, rng: random.Random) -> list[dict]:
@@ -116,7 +126,8 @@ class Talks:
             aloud: share of answers that are spoken (never a transcript). read: share of text to speech.
         """
         rng = random.Random(f"talks {self.seed} {index}")
-        tool, counts = rng.choice([(task.tool, n) for task in tasks for n in task.counts])
+        leader = rng.choice(tasks)
+        tool, counts = leader.tool, rng.choice(leader.counts)
         fitting = [task for task in tasks if task.tool == tool and counts in task.counts]
         rows, mels, seconds = [], [], 0.0
         for _ in range(size):

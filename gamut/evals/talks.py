@@ -144,8 +144,8 @@ def _aloud(codec: MelCodec, judge: DigitJudge, voice: Digits, spoken: list[Answe
     except ImportError:
         return out
     for name, wavs in scores.items():
-        heard = [sphinx.hear(wav, len(d)) for wav, d in zip(wavs, wanted, strict=True)]
-        out[name.replace("aloud", "sphinx")] = sum(h == d for h, d in zip(heard, wanted, strict=True)) / len(spoken)
+        asked = list(zip(wavs, wanted, strict=True))[::4]  # it is slow
+        out[name.replace("aloud", "sphinx")] = sum(sphinx.hear(wav, len(d)) == d for wav, d in asked) / len(asked)
     return out
 
 

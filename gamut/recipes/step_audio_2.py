@@ -24,7 +24,7 @@ from gamut.codecs.text import Tokenizer
 from gamut.data import sources
 from gamut.data.load import Batches
 from gamut.data.spoken import RATE, TASKS, Digits, noisy
-from gamut.data.talks import Talks, tokenizer
+from gamut.data.talks import Talks, clearest, tokenizer
 from gamut.evals.claims import Claim, Result
 from gamut.evals.talks import examine, samples
 from gamut.generate.speaker import Speaker
@@ -58,7 +58,7 @@ class Config:
     batch: int = 16  # ours; conversations per update
     hear_lr: float = 2e-3  # ours; peak
     align_lr: float = 2e-3  # paper 1e-4 (§4.1); peak
-    main_lr: float = 1.5e-3  # paper 2e-5 (§4.3); peak
+    main_lr: float = 1e-3  # paper 2e-5 (§4.3); peak
     voice: str = "jackson"  # ours; who of the recorded people answers
     codec: str = "weights/step_audio_2_codec"  # ours; folder with a codec and a judge
     source: str = "auto"  # ours; recordings, synthetic (espeak-ng), or auto: recordings if they can be had
@@ -69,6 +69,7 @@ TINY = Config()
 PAPER = replace(TINY, width=3584, layers=28, heads=28, kv_heads=4, ffn=18944, encoder_width=1280, encoder_layers=32,
                 encoder_heads=20, adapter=2048, align_steps=12000, align_lr=1e-4, main_lr=2e-5)  # fmt: skip
 PAPER_VOCAB = 158720
+TAKES = 10  # recordings of each digit that the answering voice learns from: those the codec carries best. Ours
 ROOT = Path(__file__).parents[2]
 
 
@@ -156,7 +157,8 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
     words = tokenizer(codec.vocab, tools.schemas)
     model = build(cfg, words)
     learn_to_hear(cfg, model.encoder, digits, run)
-    learn_to_talk(cfg, model, Talks(digits, Digits(spoken, (voice,)), codec, words, tools.schemas, cfg.seed), run)
+    answers_in = clearest(Digits(spoken, (voice,)), codec, TAKES)
+    learn_to_talk(cfg, model, Talks(digits, answers_in, codec, words, tools.schemas, cfg.seed), run)
     speaker = Speaker(model.eval(), words, codec, tools)
     metrics, answers = examine(speaker, judge, Digits(held_out), Digits(held_out, (voice,)), seed=cfg.seed)
     if run is not None:
