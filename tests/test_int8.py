@@ -16,6 +16,7 @@ from gamut.models.int8 import load_int8
 from gamut.models.lm import LM, LMConfig, MoEConfig
 from gamut.models.omni import Omni, OmniConfig
 from gamut.nn.int8 import BLOCK, PACKED_ROWS, Int8Linear, quantise, use_int8
+from gamut.nn.meta import meta
 
 MINI = LMConfig(
     vocab=158720, width=3584, layers=28, heads=28, kv_heads=4, head_dim=128, ffn=18944, qkv_bias=True,
@@ -60,7 +61,7 @@ def test_layer_computes_with_the_rounded_weight(rows, dtype, tolerance):
 
 def test_mini_is_below_ten_gigabytes():
     """Step-Audio 2 mini: 8,315,179,264 parameters, embedding, norms and convolutions in bf16, all else int8."""
-    with torch.device("meta"):
+    with meta():
         model = Omni(OmniConfig(lm=MINI))
     parameters = sum(p.numel() for p in model.parameters())
     names = use_int8(model.to(torch.bfloat16))
@@ -135,7 +136,7 @@ print((peak - before) * 1024, sum(t.nbytes for t in model.state_dict().values())
 def test_loading_never_holds_the_float_model(tmp_path):
     """Peak resident memory, file pages included, of a process that loads 384 MB of floats."""
     config = LMConfig(vocab=8192, width=1024, layers=6, heads=8, kv_heads=2, head_dim=128, ffn=3456, qkv_bias=True)
-    with torch.device("meta"):
+    with meta():
         shapes = LM(config).state_dict()
     tensors = {name: torch.ones(t.shape) for name, t in shapes.items()}
     save_folder(tmp_path, tensors, {"gamut": "0", "class": "LM", "config": asdict(config)})
