@@ -190,7 +190,7 @@ def maker(folder: Path) -> Recipe:
 
 
 def load(name: str | Path, size: str = "tiny") -> Any:
-    """A model or codec with its weights: of a recipe that ships them, of a run, or of a folder of ours or a Hugging Face one.
+    """A model or codec with its weights: of a recipe that ships them, of a run, of a folder of ours or a released one.
 
     Raises:
         ValueError: if there is no such folder and no such shipped recipe, or nothing of that size is shipped.

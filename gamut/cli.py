@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -343,6 +344,8 @@ def dispatch(args: Sequence[str]) -> None:
         raise ValueError(f"unknown command '{name}'; closest: {', '.join(near) or 'none'}. See: gamut --help")
     if name in RAW:
         return COMMANDS[name](rest)
+    if not rest and not signature(COMMANDS[name]).parameters:
+        return COMMANDS[name]()
     import tyro
 
     return tyro.cli(COMMANDS[name], args=rest, prog=f"gamut {name}")

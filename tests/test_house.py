@@ -28,7 +28,7 @@ FREE = {"gamut.train.dist", "gamut.train.log"}  # beside io/ and evals/: not cou
 CORE = {"torch", "numpy", "scipy", "safetensors", "jaxtyping", "tyro", "rich"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 RECIPES = [path for path in MODULES if path.parent.name == "recipes" and path.stem != "__init__"]
-WORDS = r"\b(TODO|FIXME|XXX|HACK)\b|NotImplementedError|\b(robust|seamless|comprehensive|powerful|blazing)(ly)?\b"
+WORDS = r"\b(TODO|FIXME|XXX|HACK)\b|raise NotImplementedError|\b(robust|seamless|comprehensive|powerful|blazing)(ly)?\b"
 
 
 def dotted(path: Path) -> str:

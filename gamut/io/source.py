@@ -104,11 +104,13 @@ def parse(name: str, path: Path) -> Recipe:
     if config is None:
         raise ValueError(f"{path} has no class Config; a recipe states its fields in a frozen dataclass of that name")
     found = _evaluate(tree, path)
-    comments = _comments(text)
+    body = text.splitlines(keepends=True)[config.lineno - 1 : config.end_lineno]
+    comments = _comments("".join(body))
     fields = []
     for node in config.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            fields.append((node.target.id, comments.get(node.end_lineno or node.lineno, "")))
+            line = (node.end_lineno or node.lineno) - config.lineno + 1
+            fields.append((node.target.id, comments.get(line, "")))
     types = {field.name: field.type for field in dataclasses.fields(found["Config"])}
     return Recipe(
         name=name,
@@ -153,9 +155,10 @@ def _comments(text: str) -> dict[int, str]:
 
 
 def _claims(tree: ast.Module) -> list[str]:
-    """First argument of every Claim(...) in the file; of an f-string, its source."""
+    """First argument of every Claim(...) in CLAIMS; of an f-string, its source."""
     found = []
-    for node in ast.walk(tree):
+    stated = [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CLAIMS"]
+    for node in [part for assignment in stated for part in ast.walk(assignment)]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Claim" and node.args:
             text = node.args[0]
             plain = text.value if isinstance(text, ast.Constant) else ast.unparse(text).removeprefix("f").strip("'\"")
