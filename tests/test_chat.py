@@ -198,3 +198,9 @@ def test_errors_say_which_message_and_what_is_allowed():
         render([{"role": "assistant", "content": "", "tts_content": {"tts_text": "a"}}])
     with pytest.raises(ValueError, match="needs a message to continue"):
         render([], continue_final_message=True)
+
+
+def test_sound_that_a_model_imagines_is_not_remembered():
+    """An <audio_start> in the history would ask for a clip that does not exist."""
+    message = remember(TOY.encode("a<audio_start><audio_patch><audio_end>b"), TOY)
+    assert encode_chat([message], TOY, None, False) == TOY.encode("<|BOT|>assistant\nab<|EOT|>")

@@ -256,10 +256,13 @@ def remember(ids: Sequence[int], tokenizer: Vocabulary, prefill: str = ANSWER_TE
     """The assistant's message that keeps an answer in the history.
 
     Speech stays as it was generated: ``<tts_start>`` and the ids after it, never tokenised again. Thinking is left out.
-    Everything from the first ``<|EOT|>`` on is cut.
+    Everything from the first ``<|EOT|>`` on is cut, and marks of sound are dropped: in a prompt they stand for a clip, and
+    there is none for what a model only imagines.
     """
     ids, stop = list(ids), tokenizer.id(EOT)
     ids = ids[: ids.index(stop)] if stop in ids else ids
+    sound = {tokenizer.id(mark) for mark in (AUDIO_START, AUDIO_PATCH, AUDIO_END)}
+    ids = [i for i in ids if i not in sound]
     text = prefill.lstrip()
     if (text + tokenizer.decode(ids[:16])).lstrip().startswith("<think>"):
         start = tokenizer.id(TTS_START)
