@@ -178,6 +178,14 @@ def test_nothing_is_overwritten(golden, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_name_that_does_not_belong_stops_the_conversion(golden, tmp_path):
+    src, weights = official_folder(golden, "qwen2", tmp_path / "src")
+    save_file(weights | {"model.vision.weight": torch.ones(2)}, src / "model.safetensors")
+    with pytest.raises(ValueError, match=r"'model.vision.weight' has no official name"):
+        convert(src, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
 def test_messages_say_what_is_possible(golden, tmp_path):
     src, weights = official_folder(golden, "qwen2", tmp_path / "src")
     ours = convert(src, tmp_path / "ours")

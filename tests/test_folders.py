@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from gamut.io import folders
 from gamut.io.folders import (
     INDEX,
     WEIGHTS,
@@ -55,6 +56,12 @@ def test_round_trip_sharded_or_not(tmp_path, shard_bytes):
     for file in tensor_files(path):
         held = read_tensors(file)
         assert len(held) == 1 or sum(t.nbytes for t in held.values()) <= shard_bytes
+
+
+def test_tensors_outlive_the_mapping_they_came_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "MAPPED_BYTES", 1)
+    path = save_folder(tmp_path / "ck", some_tensors(), {})
+    assert same(load_tensors(path), some_tensors())
 
 
 def test_sharded_folder_is_laid_out_as_transformers_expects(tmp_path):

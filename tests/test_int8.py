@@ -1,5 +1,6 @@
 """Int8 weights: error bounds, the size of an 8 B model, and the memory that loading really takes."""
 
+import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from torch import nn
 
 from gamut.io.convert import export
@@ -94,6 +96,19 @@ def test_ours_and_official_folders_load_to_the_same_close_model(tmp_path, config
     half = logits_of(load_int8(tmp_path / "ours"), ids)
     reference = logits_of(LM.from_pretrained(tmp_path / "ours", torch.bfloat16), ids)
     assert (half - exact).pow(2).mean() < 4 * (reference - exact).pow(2).mean() + (0.02 * exact).pow(2).mean()
+
+
+def test_the_released_layout_of_step_audio_2(golden, tmp_path):
+    with safe_open(golden / "step_audio_2_lm.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        config = json.loads(file.metadata()["config"])
+    weights = {key[2:]: t for key, t in tensors.items() if key.startswith("w.")}
+    save_folder(tmp_path, weights, {"model_type": "step_audio_2"} | config)
+    model, inputs = load_int8(tmp_path, torch.float32), [tensors[f"in.{k}"] for k in ("input_ids", "mels", "mel_lens")]
+    wanted, seen = tensors["out.logits"], tensors["in.attention_mask"].bool()
+    with torch.no_grad():
+        error = (model(*inputs) - wanted)[seen].pow(2).mean() / wanted[seen].pow(2).mean()
+    assert isinstance(model.encoder.blocks[0].mlp.up, Int8Linear) and error.sqrt() < 0.05
 
 
 def test_kept_layers_stay_in_floating_point(tmp_path):

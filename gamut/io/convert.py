@@ -47,6 +47,7 @@ def convert(src: str | Path, dst: str | Path) -> Path:
     kind, keys = family(official, src)
     config = keys.config_from_official(official)
     tensors = keys.to_ours(_foreign_tensors(src), config)
+    keys.to_official(tensors, config)  # raises for a name that does not belong, before anything is written
     card = (
         f"# {official.get('_name_or_path') or src.resolve().name}, converted\n\n"
         f"A `{official['model_type']}` checkpoint in gamut's layout: `{kind}.from_pretrained(folder)` loads it, "

@@ -71,7 +71,7 @@ def use_int8(model: nn.Module, *, keep: Sequence[str] = (), dtype: torch.dtype =
     """
     names = []
     for name, layer in list(model.named_modules()):
-        if type(layer) is nn.Linear and not any(fnmatch(name, pattern) for pattern in keep):
+        if isinstance(layer, nn.Linear) and not any(fnmatch(name, pattern) for pattern in keep):
             with torch.device(layer.weight.device):
                 new = Int8Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype)
             parent, _, child = name.rpartition(".")
