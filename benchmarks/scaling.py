@@ -3,10 +3,10 @@
     GAMUT_DATA=../shared/data python benchmarks/scaling.py            # minutes on one core; resumes
     GAMUT_DATA=../shared/data python benchmarks/scaling.py --table    # only print what is in the results
 
-POOL random rules (gamut/plan/auto.py) are scored on all splits of all tables. For table k the MEMBERS rules with the least
-mean ln(error + 0.1%) on the OTHER ten are averaged, refitted to table k without its held-out rows, and judged on those.
-No number of table k reaches the choice. The second line of the table leaves whole families out (the six Gadre tables share
-runs). The median of Chinchilla, kappa and Farseer is the yardstick.
+POOL random rules (gamut/plan/auto.py) are scored on all splits of all tables. For table k the MEMBERS rules with the
+least mean ln(error + 0.1%) on the OTHER ten are averaged, refitted to table k without its held-out rows, and judged
+on those. No number of table k reaches the choice. The second line of the table leaves whole families out (the six
+Gadre tables share runs). The median of Chinchilla, kappa and Farseer is the yardstick.
 """
 
 import argparse
@@ -35,7 +35,7 @@ THIN = 120  # rows that rules are scored on; the judgement uses all rows
 
 
 def pool(seed: int = SEED, count: int = POOL) -> list[Rule]:
-    """Random rules, wide around what published fits look like (alpha and beta 0.2 to 0.4, E a third to 0.85 of the loss)."""
+    """Random rules, wide around published fits (alpha and beta 0.2 to 0.4, E a third to 0.85 of the lowest loss)."""
     rng = np.random.default_rng(seed)
 
     def between(low: float, high: float, log: bool = False) -> float:
@@ -76,7 +76,9 @@ def scores(table: ScalingTable) -> dict[str, list[float]]:
     for split in splits(table):
         left, kept = thinned(table.take(~split.test)), table.take(split.test)
         ready = prepare(left)
-        found[split.name] = [percent(_predict(ready, [part], kept), kept.loss) for part in fit_rules(left, rules, ready)]
+        found[split.name] = [
+            percent(_predict(ready, [part], kept), kept.loss) for part in fit_rules(left, rules, ready)
+        ]
     return found
 
 
@@ -107,7 +109,9 @@ def deviations(table: ScalingTable, split: Split, rules: Sequence[Rule], draws: 
 
 def chosen(found: dict[str, dict[str, list[float]]], without: Sequence[str], members: int) -> list[int]:
     """Numbers of the best rules by mean ln(error + 0.1%), every table counting once."""
-    per_table = [np.log(np.array(list(rows.values())) + 0.1).mean(0) for name, rows in found.items() if name not in without]
+    per_table = [
+        np.log(np.array(list(rows.values())) + 0.1).mean(0) for name, rows in found.items() if name not in without
+    ]
     return np.argsort(np.mean(per_table, axis=0), kind="stable")[:members].tolist()
 
 
@@ -117,7 +121,12 @@ def family(name: str) -> list[str]:
 
 def stamp() -> dict[str, str]:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    return {"commit": commit, "numpy": np.__version__, "machine": platform.machine(), "threads": os.environ.get("OMP_NUM_THREADS", "")}
+    return {
+        "commit": commit,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+    }
 
 
 def recorded() -> dict[str, dict]:
@@ -141,7 +150,9 @@ def work(draws: int) -> None:
             record(f"scores/{name}", errors=found, seconds=round(time.process_time() - begun, 1))
     found = {name: recorded()[f"scores/{name}"]["errors"] for name in tables}
     rules = pool()
-    picks = [("table", name, [name]) for name in tables] + [("family", name, family(name)) for name in tables if len(family(name)) > 1]
+    picks = [("table", name, [name]) for name in tables] + [
+        ("family", name, family(name)) for name in tables if len(family(name)) > 1
+    ]
     for kind, name, without in picks:
         picked = chosen(found, without, MEMBERS)
         for split in standard(tables[name]):
@@ -179,7 +190,10 @@ def show() -> None:
     if z:
         widths = np.linspace(0.2, 8, 400)
         covered = np.array([np.mean([np.mean(np.array(one) < 1.2816 * width) for one in z]) for width in widths])
-        print(f"80% intervals cover {100 * np.interp(1, widths, covered):.0f}% as drawn; 80% at spread {widths[np.argmax(covered >= 0.8)]:.2f}")
+        print(
+            f"80% intervals cover {100 * np.interp(1, widths, covered):.0f}% as drawn; "
+            f"80% at spread {widths[np.argmax(covered >= 0.8)]:.2f}"
+        )
 
 
 if __name__ == "__main__":

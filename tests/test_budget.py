@@ -20,7 +20,8 @@ RUNS = (
 )
 # Tables 10 and 12: activation rate in percent, bits per character, at equal N and C
 TABLE_10 = ((8.74, 0.5048), (10.82, 0.4967), (15.04, 0.4896), (17.11, 0.4874), (18.06, 0.4871), (19.12, 0.4872),
-            (19.94, 0.4857), (27.46, 0.4907), (34.96, 0.4892), (44.11, 0.4899), (50.80, 0.4933), (57.73, 0.4934))  # fmt: skip
+            (19.94, 0.4857), (27.46, 0.4907), (34.96, 0.4892), (44.11, 0.4899), (50.80, 0.4933),
+            (57.73, 0.4934))  # fmt: skip
 TABLE_12 = ((8.97, 0.4665), (11.19, 0.4624), (13.41, 0.4580), (15.63, 0.4571), (20.07, 0.4543), (26.18, 0.4580),
             (30.07, 0.4588), (53.38, 0.4670))  # fmt: skip
 
@@ -31,7 +32,8 @@ def shape_of(kind, L, Dm, Dffn, H, E, K, De, Dse) -> Shape:
 
 def agrees(shape: Shape, N, Na, M, D, C, batch, iters, S=2048) -> None:
     for name, ours, printed in (
-        ("N", shape.N, N), ("Na", shape.Na, Na), ("M", shape.flops(S), M), ("C", shape.flops(S) * D, C), ("D", batch * iters * 2048, D),
+        ("N", shape.parameters, N), ("Na", shape.active, Na), ("M", shape.flops(S), M), ("C", shape.flops(S) * D, C),
+        ("D", batch * iters * 2048, D),
     ):  # fmt: skip
         assert abs(ours / printed - 1) < 0.03, f"{name}: {ours:.4g} against {printed:.4g} for {shape}"
 
@@ -42,19 +44,27 @@ def test_counts_are_those_of_published_runs(run):
     agrees(shape_of(kind, L, Dm, Dffn, H, E, K, De, Dse), N, Na, M, D, C, batch, iters)
 
 
-@pytest.mark.skipif(not os.environ.get("GAMUT_DATA"), reason="reads all 80 published runs: set GAMUT_DATA to the data folder")
+@pytest.mark.skipif(
+    not os.environ.get("GAMUT_DATA"), reason="reads all 80 published runs: set GAMUT_DATA to the data folder"
+)
 def test_all_eighty_published_runs_within_three_percent():
     rows = list(csv.DictReader(open(Path(os.environ["GAMUT_DATA"]) / "scaling/from_papers/moe_vs_dense_runs.csv")))
     assert len(rows) == 80
     for row in rows:
         whole = {name: int(float(row[name] or 0)) for name in ("L", "Dm", "Dffn", "H", "E", "K", "De", "Dse")}
         shape = shape_of(row["kind"], **whole)
-        agrees(shape, *(float(row[name]) for name in ("N", "Na", "M", "D", "C", "batch_seqs", "iters")), S=int(row["S"]))
+        agrees(
+            shape, *(float(row[name]) for name in ("N", "Na", "M", "D", "C", "batch_seqs", "iters")), S=int(row["S"])
+        )
 
 
 def test_the_sheets_worked_example():
     shape = Shape(1408, 16, 3904, 11, 128, 84, 6, 352, 2112)
-    assert round(shape.N / 1e9, 2) == 2.15 and round(shape.Na / 1e8, 2) == 4.11 and round(100 * shape.activation_rate, 1) == 19.1
+    assert (
+        round(shape.parameters / 1e9, 2) == 2.15
+        and round(shape.active / 1e8, 2) == 4.11
+        and round(100 * shape.activation_rate, 1) == 19.1
+    )
 
 
 @pytest.mark.parametrize("mixture", [True, False])
@@ -91,7 +101,7 @@ def test_best_activation_refuses_what_has_no_minimum():
 def test_plans_meet_their_budgets(N, C, rate):
     plan = resource_plan(N, C, 6.5e10, rate)
     shape = plan.shape
-    assert abs(shape.N / N - 1) < 0.01 and abs(shape.activation_rate / rate - 1) < 0.02
+    assert abs(shape.parameters / N - 1) < 0.01 and abs(shape.activation_rate / rate - 1) < 0.02
     assert math.isclose(plan.tokens * shape.flops(2048), C) and shape.width == shape.heads * shape.head_dim
     assert abs(plan.batch * plan.iterations / plan.tokens - 1) < 0.02 and 200 <= plan.warmup <= 2000
     assert 30 < shape.width / shape.layers < 200 and plan.epochs >= 1
@@ -103,7 +113,12 @@ def test_plan_at_2b_resembles_the_papers():
     with pytest.warns(UserWarning, match="epochs: reading again"):
         plan = resource_plan(2.15e9, 9.34e20, 6.5e10)
     shape = plan.shape
-    assert 1280 <= shape.width <= 1664 and 14 <= shape.layers <= 19 and 70 <= shape.experts <= 100 and 5 <= shape.top_k <= 8
+    assert (
+        1280 <= shape.width <= 1664
+        and 14 <= shape.layers <= 19
+        and 70 <= shape.experts <= 100
+        and 5 <= shape.top_k <= 8
+    )
     assert abs(plan.tokens / 3e11 - 1) < 0.1 and abs(plan.epochs - 4.6) < 0.5  # Table 10: 2.99e11 tokens at 19.9%
     dense = resource_plan(2.15e9, 9.34e20, activation_rate=1)
     assert 3.9 < plan.tokens / dense.tokens < 5.2  # the sheet: about 1 / 0.217

@@ -1,4 +1,4 @@
-"""Scaling laws: derivatives, published constants, hold-outs, round trips. Tables of others are read from $GAMUT_DATA."""
+"""Scaling laws: derivatives, published constants, hold-outs, round trips. Others' tables are read from $GAMUT_DATA."""
 
 import math
 import os
@@ -20,7 +20,8 @@ from gamut.plan.surface import CHINCHILLA, FARSEER, Surface, published
 needs_tables = pytest.mark.skipif(
     not os.environ.get("GAMUT_DATA"), reason="reads published run tables: set GAMUT_DATA to the data folder"
 )
-# OLMo 2 ladder (allenai/OLMo-ladder, Apache-2.0), loss on C4: (N, losses at 10, 20, 20 again, 40, 100 and 200 tokens per parameter)
+# OLMo 2 ladder (allenai/OLMo-ladder, Apache-2.0), loss on C4: (N, losses at 10, 20, 20 again, 40, 100 and 200 tokens
+# per parameter)
 OLMO = (
     (190354176, (3.747477, 3.599919, 3.600973, 3.496522, 3.390454, 3.336689)),
     (371262464, (3.531852, 3.394845, 3.394256, 3.287907, 3.188007, 3.132577)),
@@ -28,12 +29,15 @@ OLMO = (
     (1279395840, (3.182976, 3.063538, 3.063071, 2.971169, 2.878463, 2.832282)),
     (3169537280, (2.994955, 2.873722, 2.874346, 2.787972, 2.705716, 2.664399)),
 )
-# Farseer's grid (arXiv 2506.10972, Table 4): N, token counts, first token count in 1e9; each next one is sqrt(2) times more
+# Farseer's grid (arXiv 2506.10972, Table 4): N, token counts, first token count in 1e9; each next one is sqrt(2)
+# times more
 GRID = (
     (201228288, 17, 1.41), (239005312, 18, 1.19), (284207616, 18, 1.00), (336994944, 18, 1.19), (397772800, 17, 1.41),
     (476931840, 18, 1.19), (568468736, 18, 1.00), (676012032, 18, 1.19), (798470400, 18, 1.41), (956354688, 18, 1.19),
-    (1125938688, 18, 1.00), (1338278400, 18, 1.19), (1608122368, 17, 1.41), (1911894528, 17, 1.19), (2273495040, 14, 1.41),
-    (2697992704, 15, 1.68), (3184435200, 13, 2.00), (3816352512, 13, 2.38), (4504118400, 12, 2.00), (5354047488, 11, 3.36),
+    (1125938688, 18, 1.00), (1338278400, 18, 1.19), (1608122368, 17, 1.41), (1911894528, 17, 1.19),
+    (2273495040, 14, 1.41),
+    (2697992704, 15, 1.68), (3184435200, 13, 2.00), (3816352512, 13, 2.38), (4504118400, 12, 2.00),
+    (5354047488, 11, 3.36),
     (6369572352, 11, 2.00),
 )  # fmt: skip
 THETA = {
@@ -47,7 +51,9 @@ THETA = {
 def olmo() -> ScalingTable:
     N = np.repeat([float(n) for n, _ in OLMO], 6)
     D = N * np.tile([10, 20, 20, 40, 100, 200], 5)
-    return ScalingTable(N, D, [loss for _, row in OLMO for loss in row], convention="no input embedding", name="OLMo ladder")
+    return ScalingTable(
+        N, D, [loss for _, row in OLMO for loss in row], convention="no input embedding", name="OLMo ladder"
+    )
 
 
 def farseer_grid(noise: float = 1e-3) -> ScalingTable:
@@ -60,7 +66,9 @@ def farseer_grid(noise: float = 1e-3) -> ScalingTable:
 
 def runs(count: int = 9) -> Runs:
     rng = np.random.default_rng(0)
-    return Runs(rng.normal(size=count), rng.normal(size=count), (20.0, 23.0), np.array([1.0, 1, 1, 2, 4, 8, 1.3, 1, 3][:count]))
+    return Runs(
+        rng.normal(size=count), rng.normal(size=count), (20.0, 23.0), np.array([1.0, 1, 1, 2, 4, 8, 1.3, 1, 3][:count])
+    )
 
 
 @pytest.mark.parametrize("name", LAWS)
@@ -81,7 +89,9 @@ def test_kappa_one_is_chinchilla_and_one_epoch_is_no_repetition():
     five = np.array([THETA["chinchilla"]])
     plain = LAWS["chinchilla"].terms(five, at)[0]
     assert np.allclose(LAWS["kappa"].terms(np.c_[five, [[0.0]]], at)[0], plain)
-    assert np.allclose(LAWS["repeated"].terms(np.c_[five, [[2.0, 30.0]]], at)[0], plain)  # R_N large: no excess parameters
+    assert np.allclose(
+        LAWS["repeated"].terms(np.c_[five, [[2.0, 30.0]]], at)[0], plain
+    )  # R_N large: no excess parameters
 
 
 def test_farseer_constants_go_to_parameters_and_back():
@@ -105,7 +115,7 @@ def test_farseer_optimal_ratio_follows_figure_1b(log_c, ratio):
 
 def test_no_optimum_is_refused_with_its_reason():
     surface = published("farseer", FARSEER)
-    with pytest.raises(ValueError, match="no compute-optimal point at C = 1e\\+26 .* keeps falling towards D/N"):
+    with pytest.raises(ValueError, match=r"no compute-optimal point at C = 1e\+26 .* keeps falling towards D/N"):
         surface.optimal(1e26)
     with pytest.raises(ValueError, match="no compute-optimal point"):
         published("chinchilla", CHINCHILLA).optimal(1e22, (100, 1000))
@@ -134,7 +144,7 @@ def test_gradient_and_iso_loss_agree_with_predictions():
 def test_joint_and_piecewise_farseer_extrapolate_where_chinchilla_cannot():
     """The yardstick of the published grid: 0.1% noise, top 15% of compute held out."""
     table = farseer_grid()
-    assert len(table) == 337 - 2 and len(table.sizes) == 21 or len(table) == sum(count for _, count, _ in GRID)
+    assert len(table) == 337 and len(table.sizes) == 21
     split = top_compute(table)
     left, kept = table.take(~split.test), table.take(split.test)
     ready = prepare(left)
@@ -163,8 +173,10 @@ def test_auto_fits_with_an_interval_and_survives_json():
         surface = fit(olmo(), seed=0, draws=30)
     assert any("only 5 model sizes" in str(one.message) for one in said)
     split = top_compute(olmo())
-    assert all(row["auto"] < 2 for row in surface.holdouts) and {"held out", "kappa", "farseer"} <= set(surface.holdouts[0])
-    N, D = np.array([1e9, 7e9]), np.array([2e10, 4e11])
+    assert all(row["auto"] < 2 for row in surface.holdouts) and {"held out", "kappa", "farseer"} <= set(
+        surface.holdouts[0]
+    )
+    N, D = np.array([1e9, 7e10]), np.array([2e10, 1.4e12])
     low, high = surface.interval(N, D)
     loss = surface.predict(N, D)
     assert ((low < loss) & (loss < high)).all() and (high - low)[1] > (high - low)[0] and split.test.sum() == 4
@@ -188,7 +200,9 @@ def test_predictions_do_not_depend_on_units_or_row_order():
 
 def test_repeated_data_law_finds_what_made_the_table():
     rng = np.random.default_rng(0)
-    N, U, epochs = (rng.choice(v, 120) for v in (np.geomspace(1e8, 4e9, 8), np.geomspace(1e9, 3e10, 8), np.array([1, 2, 4, 8, 30])))
+    N, U, epochs = (
+        rng.choice(v, 120) for v in (np.geomspace(1e8, 4e9, 8), np.geomspace(1e9, 3e10, 8), np.array([1, 2, 4, 8, 30]))
+    )
     centre = (float(np.log(N).mean()), float(np.log(U * epochs).mean()))
     truth = np.array([[0.55, -0.6, -0.5, 0.35, 0.36, math.log(15.4), math.log(5.3)]])
     loss = np.exp(LAWS["repeated"].terms(truth, Runs.at(N, U * epochs, centre, epochs.astype(float)))[0][0])
@@ -201,8 +215,12 @@ def test_repeated_data_law_finds_what_made_the_table():
 def test_doubts_name_what_a_table_cannot_say():
     table = olmo()
     assert any("only 5 model sizes" in note for note in doubts(table))
-    line = ScalingTable(np.geomspace(1e8, 1e10, 9), 20 * np.geomspace(1e8, 1e10, 9), np.linspace(3, 2, 9), convention="total")
-    assert any("nearly collinear" in note for note in doubts(line)) and not any("sizes" in note for note in doubts(line))
+    line = ScalingTable(
+        np.geomspace(1e8, 1e10, 9), 20 * np.geomspace(1e8, 1e10, 9), np.linspace(3, 2, 9), convention="total"
+    )
+    assert any("nearly collinear" in note for note in doubts(line)) and not any(
+        "sizes" in note for note in doubts(line)
+    )
     assert 1e-4 < rerun_noise(table) < 4e-4  # the sheet: 0.02-0.03%
 
 
@@ -228,9 +246,12 @@ def test_bad_requests_say_what_is_allowed():
 
 
 def test_two_surfaces_are_compared_over_the_plane():
-    a, b = (published("chinchilla", {**CHINCHILLA, "A": A, "E": E}, name=n) for A, E, n in ((400, 1.9, "a"), (600, 1.8, "b")))
+    a, b = (
+        published("chinchilla", {**CHINCHILLA, "A": A, "E": E}, name=n)
+        for A, E, n in ((400, 1.9, "a"), (600, 1.8, "b"))
+    )
     found = compare(a, b, N=np.geomspace(1e7, 1e11, 30), D=np.geomspace(1e9, 1e12, 30))
-    assert found.winner_ND[0, -1] == -1 and found.winner_ND[-1, -1] == 1  # a wins small, b wins large
+    assert found.winner[0, -1] == -1 and found.winner[-1, -1] == 1  # a wins small, b wins large
     edge = found.border()
     assert "a wins on" in found.verdict() and np.isnan(edge[0])
     with pytest.raises(ValueError, match="cannot compare"):
@@ -254,7 +275,9 @@ def test_chinchilla_on_the_240_digitised_runs():
     table = public.chinchilla()
     found = fit(table, "chinchilla", draws=0, check=False).constants()
     assert len(table) == 240
-    assert abs(found["E"] - 1.817) < 0.002 and abs(found["alpha"] - 0.347) < 0.002 and abs(found["beta"] - 0.367) < 0.002
+    assert (
+        abs(found["E"] - 1.817) < 0.002 and abs(found["alpha"] - 0.347) < 0.002 and abs(found["beta"] - 0.367) < 0.002
+    )
 
 
 @needs_tables

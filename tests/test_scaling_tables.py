@@ -60,7 +60,7 @@ def test_wrong_words_are_answered_with_the_right_ones(tmp_path):
         ScalingTable.read(path, loss="los")
     with pytest.raises(ValueError, match="unknown column role 'los'"):
         ScalingTable.read(path, los="loss")
-    with pytest.raises(ValueError, match="no row of .* is left"):
+    with pytest.raises(ValueError, match=r"no row of .* is left"):
         ScalingTable.read(path, where={"N": "7"})
     with pytest.raises(ValueError, match="no file"):
         ScalingTable.read(tmp_path / "none.csv")
@@ -76,9 +76,13 @@ def test_public_tables_say_where_they_are_looked_for(monkeypatch):
 
 def test_the_command_writes_a_page_and_a_surface(tmp_path, capsys):
     N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e8, 3e9, 9), np.geomspace(2e9, 2e11, 6)))
-    loss = published("chinchilla", CHINCHILLA).predict(N, D) * np.exp(2e-3 * np.random.default_rng(0).standard_normal(len(N)))
+    loss = published("chinchilla", CHINCHILLA).predict(N, D) * np.exp(
+        2e-3 * np.random.default_rng(0).standard_normal(len(N))
+    )
     path = ScalingTable(N, D, loss, name="made").write(tmp_path / "runs.csv")
-    scaling.main(path, target_flops=1e22, out=tmp_path / "page.html", json=tmp_path / "surface.json", convention="total")
+    scaling.main(
+        path, target_flops=1e22, out=tmp_path / "page.html", json=tmp_path / "surface.json", convention="total"
+    )
     said = capsys.readouterr().out
     page = (tmp_path / "page.html").read_text()
     assert "80% interval" in said and said.strip().endswith("page.html")
@@ -87,6 +91,9 @@ def test_the_command_writes_a_page_and_a_surface(tmp_path, capsys):
     surface = Surface.from_json((tmp_path / "surface.json").read_text())
     best = surface.optimal(1e22)
     truth = published("chinchilla", CHINCHILLA).predict(best.N, best.D)
-    assert abs(float(surface.predict(best.N, best.D)) / truth - 1) < 0.02 and json.loads(surface.to_json())["law"] == "auto"
+    assert (
+        abs(float(surface.predict(best.N, best.D)) / truth - 1) < 0.02
+        and json.loads(surface.to_json())["law"] == "auto"
+    )
     with pytest.raises(ValueError, match="say what to predict: --target-flops"):
         scaling.main(path, out=tmp_path / "page.html")

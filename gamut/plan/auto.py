@@ -1,8 +1,9 @@
 """law="auto": kappa laws that lean on what other tables taught, fitted hardest where the table reaches furthest.
 
 Three things beat the laws as published, measured by leaving every table out in turn (benchmarks/scaling.py):
-a Gaussian prior on the five numbers that few runs cannot pin down (exponents, kappa, floor); weights (C / C_max)^p, for it
-is the frontier that is extrapolated; and absolute rather than squared residuals. Several such fits are averaged in ln L.
+a Gaussian prior on the five numbers that few runs cannot pin down (exponents, kappa, floor); weights (C / C_max)^p,
+for it is the frontier that is extrapolated; and absolute rather than squared residuals. Several such fits are
+averaged in ln L.
 """
 
 from collections.abc import Sequence
@@ -48,7 +49,9 @@ def frontier_weights(table: ScalingTable, power: float) -> np.ndarray:
     return weights / weights.mean()
 
 
-def fit_rules(table: ScalingTable, rules: Sequence[Rule], ready: Prepared, draws: int = 0, seed: int = 0) -> tuple[Part, ...]:
+def fit_rules(
+    table: ScalingTable, rules: Sequence[Rule], ready: Prepared, draws: int = 0, seed: int = 0
+) -> tuple[Part, ...]:
     """One part per rule, of equal weight. Draws resample the runs and move the prior's mean by its own deviation."""
     lowest = float(ready.log_loss.min())
     priors = [rule.prior(lowest) for rule in rules]
@@ -59,7 +62,8 @@ def fit_rules(table: ScalingTable, rules: Sequence[Rule], ready: Prepared, draws
     between = [np.where(held, share * mean + (1 - share) * ready.kappa, ready.kappa) for share in STARTS]
     theta, cost = minimise(
         LAWS["kappa"], ready.runs, ready.log_loss, np.concatenate(between), scale=ready.noise, steps=50,
-        threshold=np.tile(bends, 2), weights=np.tile(weights, (2, 1)), prior=Prior(np.tile(mean, (2, 1)), np.tile(sd, (2, 1))),
+        threshold=np.tile(bends, 2), weights=np.tile(weights, (2, 1)),
+        prior=Prior(np.tile(mean, (2, 1)), np.tile(sd, (2, 1))),
     )  # fmt: skip
     best = theta.reshape(2, len(rules), -1)[np.argmin(cost.reshape(2, -1), axis=0), np.arange(len(rules))]
     if not draws:
@@ -79,7 +83,7 @@ def fit_rules(table: ScalingTable, rules: Sequence[Rule], ready: Prepared, draws
 
 @dataclass(frozen=True)
 class Gate:
-    """When Farseer replaces the average: a table this dense, on which it errs less than ``ratio`` times as much inside."""
+    """When Farseer replaces the average: a table this dense, where it errs less than ``ratio`` times as much."""
 
     sizes: int = 12
     rows: int = 60

@@ -3,8 +3,9 @@
     plan = resource_plan(N=2.15e9, C=9.3e20, D_unique=6.5e10)       # a mixture at the paper's activation rate, 20%
     resource_plan(N=2.15e9, C=9.3e20, D_unique=6.5e10, activation_rate=1)      # the dense model that it must beat
 
-N counts everything but the vocabulary; Na what one token uses; C = M D with M = 6 Na + 12 width sequence layers FLOPs per
-token, forward and backward (sheet section 2). Equations 4-6 leave the router and the norms out: `Shape.built` counts them.
+N counts everything but the vocabulary; Na what one token uses; C = M D with M = 6 Na + 12 width sequence layers FLOPs
+per token, forward and backward (sheet section 2). Equations 4-6 leave the router and the norms out: `Shape.built`
+counts them.
 """
 
 import math
@@ -24,7 +25,7 @@ REUSE = 8.3  # epochs: the most that was tried; beyond 2 it costs at 7B (sheet s
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder: multi-head attention, gated feed-forwards, ``dense_layers`` first, then mixtures (experts = 0: none)."""
+    """A decoder: multi-head attention, gated feed-forwards, ``dense_layers`` first, then mixtures (if experts > 0)."""
 
     width: int
     layers: int
@@ -48,29 +49,29 @@ class Shape:
         return attention + 3 * self.width * (self.ffn * dense + (self.shared_ffn + experts * self.expert_ffn) * mixture)
 
     @property
-    def N(self) -> int:
+    def parameters(self) -> int:
         """Eq. 1 or 4: parameters without vocabulary, router and norms."""
         return self._count(self.experts)
 
     @property
-    def Na(self) -> int:
+    def active(self) -> int:
         """Eq. 5: those that one token uses."""
         return self._count(self.top_k)
 
     @property
     def activation_rate(self) -> float:
-        return self.Na / self.N
+        return self.active / self.parameters
 
     def built(self, *, vocab: int = 0, shared_gate: bool = False) -> int:
         """Parameters of the built model: with norms and router, two embedding matrices of ``vocab``, and the shared
         expert's gate if it has one."""
         mixture = self._layers[1]
         norms = self.width * (2 * self.layers + 1)
-        return self.N + norms + self.width * mixture * (self.experts + shared_gate) + 2 * vocab * self.width
+        return self.parameters + norms + self.width * mixture * (self.experts + shared_gate) + 2 * vocab * self.width
 
     def flops(self, sequence: int) -> int:
         """M: training FLOPs per token."""
-        return 6 * self.Na + 12 * self.width * sequence * self.layers
+        return 6 * self.active + 12 * self.width * sequence * self.layers
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,13 @@ class Budget:
 
 
 def resource_plan(
-    N: float, C: float, D_unique: float = math.inf, activation_rate: float = RATE, *, sequence: int = 2048, head_dim: int = HEAD
+    N: float,
+    C: float,
+    D_unique: float = math.inf,
+    activation_rate: float = RATE,
+    *,
+    sequence: int = 2048,
+    head_dim: int = HEAD,
 ) -> Budget:
     """The architecture and the run for a memory (N), compute (C) and data (D_unique) budget.
 
@@ -104,27 +111,37 @@ def resource_plan(
         activation_rate: Na / N, met within 2% of itself (5% for tiny models); 1 gives a dense model.
         sequence: tokens. head_dim: channels; widths are multiples of it.
     Raises:
-        ValueError: for numbers that are not above 0, a rate no expert layout has at this N, or a budget under one batch.
+        ValueError: for numbers that are not above 0, a rate no expert layout has at this N, or a budget under one
+            batch.
     """
     for name, value in (("N", N), ("C", C), ("D_unique", D_unique), ("sequence", sequence)):
         if not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}; for example N=2.15e9, C=9.3e20, D_unique=6.5e10")
     if not 0 < activation_rate <= 1:
-        raise ValueError(f"activation_rate must lie in (0, 1], got {activation_rate}; the paper's best is {RATE}, 1 is dense")
+        raise ValueError(
+            f"activation_rate must lie in (0, 1], got {activation_rate}; the paper's best is {RATE}, 1 is dense"
+        )
     shapes = _dense(N, head_dim) if activation_rate == 1 else _mixtures(N, activation_rate, head_dim)
-    close = [(cost, shape) for cost, shape in shapes if abs(shape.N / N - 1) < 0.01 and _rate_met(shape, activation_rate, N)]
+    close = [
+        (cost, shape)
+        for cost, shape in shapes
+        if abs(shape.parameters / N - 1) < 0.01 and _rate_met(shape, activation_rate, N)
+    ]
     if not close:
         raise ValueError(
-            f"no layout of experts has N = {N:.3g} within 1% and activation rate {activation_rate:g}: attention and the dense "
-            f"layer alone use more, or one expert does; try a rate between 0.09 and 0.58, a smaller head_dim than {head_dim}, or a larger N"
+            f"no layout of experts has N = {N:.3g} within 1% and activation rate {activation_rate:g}: attention and "
+            "the dense layer alone use more, or one expert does; try a rate between 0.09 and 0.58, "
+            f"a smaller head_dim than {head_dim}, or a larger N"
         )
     shape = min(close, key=lambda pair: pair[0])[1]
     tokens = C / shape.flops(sequence)
-    lr, batch = step_law(shape.N, tokens)
+    lr, batch = step_law(shape.parameters, tokens)
     rows = max(1, round(batch / sequence / 16) * 16 or round(batch / sequence))
     iterations = int(tokens / (rows * sequence))
     if iterations < 1:
-        raise ValueError(f"C = {C:.3g} buys {tokens:.3g} tokens for N = {N:.3g}, less than one batch; raise C or lower N")
+        raise ValueError(
+            f"C = {C:.3g} buys {tokens:.3g} tokens for N = {N:.3g}, less than one batch; raise C or lower N"
+        )
     warmup = min(max(int(0.01 * iterations), 200), 2000)
     notes = _doubts(shape, tokens, D_unique, activation_rate)
     for note in notes:
@@ -151,11 +168,14 @@ def _dense(N: float, head_dim: int) -> Iterator[tuple[float, Shape]]:
     for off, width, layers in _widths(N, 4 + 3 * ALPHA, head_dim):
         ffn = round((N / layers / width**2 - 4) / 3 * width / 8) * 8
         if ffn > 0:
-            yield off + abs(math.log(ffn / width / ALPHA)), Shape(width, layers, ffn, width // head_dim, head_dim, dense_layers=layers)
+            yield (
+                off + abs(math.log(ffn / width / ALPHA)),
+                Shape(width, layers, ffn, width // head_dim, head_dim, dense_layers=layers),
+            )
 
 
 def _mixtures(N: float, rate: float, head_dim: int) -> Iterator[tuple[float, Shape]]:
-    """Per width and depth: mu from N (Eq. 4), beta from the rate (Eq. 5), then whole experts of a quarter of the width."""
+    """Per width and depth: mu from N (Eq. 4), beta from the rate (Eq. 5), then experts near width / 4."""
     for off, width, layers in _widths(N, 4 + 3 * MU, head_dim):
         ffn, grain = round(ALPHA * width / 8) * 8, 32 if width >= 512 else 8
         dense = 4 * width**2 + 3 * width * ffn
@@ -176,11 +196,18 @@ def _doubts(shape: Shape, tokens: float, unique: float, rate: float) -> tuple[st
     if epochs > REUSE:
         found.append(f"{epochs:.1f} epochs over {unique:.3g} unique tokens; the paper tried {REUSE} at most")
     elif epochs > 2:
-        found.append(f"{epochs:.1f} epochs: reading again cost 0.003-0.005 bits per character in the paper, and at 7B more than 2 always hurts")
-    if tokens / shape.N < 20:
-        found.append(f"only {tokens / shape.N:.0f} tokens per parameter; the paper's findings hold from about 20")
+        found.append(
+            f"{epochs:.1f} epochs: reading again cost 0.003-0.005 bits per character in the paper, "
+            "and at 7B more than 2 always hurts"
+        )
+    if tokens / shape.parameters < 20:
+        found.append(
+            f"only {tokens / shape.parameters:.0f} tokens per parameter; the paper's findings hold from about 20"
+        )
     if rate < 1 and not 0.15 <= rate <= 0.48:
-        found.append(f"activation rate {rate:g} lies outside 0.15-0.48, where mixtures beat the dense model of equal N and C")
+        found.append(
+            f"activation rate {rate:g} lies outside 0.15-0.48, where mixtures beat the dense model of equal N and C"
+        )
     return tuple(found)
 
 
@@ -192,7 +219,9 @@ def best_activation(rates: Sequence[float], losses: Sequence[float]) -> float:
     """
     x, y = np.log(np.asarray(rates, dtype=float)), np.asarray(losses, dtype=float)
     if len(x) < 5:
-        raise ValueError(f"the region of the optimum needs five activation rates at equal N and C, got {len(x)}; add runs")
+        raise ValueError(
+            f"the region of the optimum needs five activation rates at equal N and C, got {len(x)}; add runs"
+        )
     grid = np.linspace(x.min(), x.max(), 2001)
     curve = np.polyval(np.polyfit(x, y, 3), grid)
     at = int(np.argmin(curve))

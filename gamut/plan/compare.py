@@ -10,7 +10,7 @@ from gamut.plan.surface import Surface
 
 @dataclass(frozen=True)
 class Comparison:
-    """``delta_ND`` = (loss of a - loss of b) / their mean: below 0, a wins. ``sd_ND``: what the bootstraps leave open."""
+    """``delta_ND`` = (loss of a - loss of b) / their mean: below 0, a wins. ``sd_ND``: what bootstraps leave open."""
 
     a: str
     b: str
@@ -20,12 +20,12 @@ class Comparison:
     sd_ND: np.ndarray
 
     @property
-    def winner_ND(self) -> np.ndarray:
+    def winner(self) -> np.ndarray:
         """-1 where a wins, 1 where b does, 0 where the difference is below two standard deviations."""
         return np.where(np.abs(self.delta_ND) <= 2 * self.sd_ND, 0, np.sign(self.delta_ND)).astype(int)
 
     def border(self) -> np.ndarray:
-        """For every N, the D at which the two are equal; nan where one wins throughout, the first where there are several."""
+        """For every N, the first D at which the two are equal; nan where one wins throughout."""
         log_d, found = np.log(self.D), np.full(len(self.N), np.nan)
         for i, row in enumerate(self.delta_ND):
             turns = np.flatnonzero(row[:-1] * row[1:] < 0)
@@ -37,8 +37,9 @@ class Comparison:
 
     def verdict(self) -> str:
         """One sentence."""
-        a, b = (float((self.winner_ND == side).mean()) for side in (-1, 1))
-        return f"{self.a} wins on {100 * a:.0f}% of the plane, {self.b} on {100 * b:.0f}%, undecided on {100 * (1 - a - b):.0f}%"
+        a, b = (float((self.winner == side).mean()) for side in (-1, 1))
+        rest = 100 * (1 - a - b)
+        return f"{self.a} wins on {100 * a:.0f}% of the plane, {self.b} on {100 * b:.0f}%, undecided on {rest:.0f}%"
 
 
 def compare(a: Surface, b: Surface, *, N: Any = None, D: Any = None, beyond: float = 10.0) -> Comparison:
@@ -52,7 +53,9 @@ def compare(a: Surface, b: Surface, *, N: Any = None, D: Any = None, beyond: flo
     for what in ("convention", "unit"):
         mine, theirs = getattr(a.seen, what), getattr(b.seen, what)
         if mine != theirs:
-            raise ValueError(f"cannot compare: {a.seen.name} has {what} {mine!r}, {b.seen.name} {theirs!r}; count one of them again")
+            raise ValueError(
+                f"cannot compare: {a.seen.name} has {what} {mine!r}, {b.seen.name} {theirs!r}; count one of them again"
+            )
     axes = []
     for given, name in ((N, "N"), (D, "D")):
         spans = (getattr(a.seen, name), getattr(b.seen, name))
@@ -63,17 +66,24 @@ def compare(a: Surface, b: Surface, *, N: Any = None, D: Any = None, beyond: flo
     n, d = axes[0][:, None], axes[1][None]
     losses = [np.exp(s._logs(n, d, 1.0, False)) for s in (a, b)]
     sds = [s.spread * s.deviation(n, d) if len(s.parts[0].draws) else np.zeros_like(losses[0]) for s in (a, b)]
-    names = (a.seen.name, b.seen.name) if a.seen.name != b.seen.name else (f"{a.seen.name} ({a.law})", f"{b.seen.name} ({b.law})")
+    names = (
+        (a.seen.name, b.seen.name)
+        if a.seen.name != b.seen.name
+        else (f"{a.seen.name} ({a.law})", f"{b.seen.name} ({b.law})")
+    )
     return Comparison(*names, *axes, 2 * (losses[0] - losses[1]) / (losses[0] + losses[1]), np.hypot(*sds))
 
 
-def advise(surface: Surface, N: float, D: float, *, count: int = 5, limit: float | None = None) -> list[dict[str, float]]:
+def advise(
+    surface: Surface, N: float, D: float, *, count: int = 5, limit: float | None = None
+) -> list[dict[str, float]]:
     """Runs that would narrow the interval at (N, D) most: greedy, from the bootstrap's covariances.
 
     Args:
         limit: FLOPs that each may cost; by default what the largest run of the table cost.
     Returns:
-        rows of N, D, C and ``left``: the deviation at (N, D) that remains after this run and those before it, as a share.
+        rows of N, D, C and ``left``: the deviation at (N, D) that remains after this run and those before it, as a
+        share.
     Raises:
         ValueError: if the surface has no bootstrap draws.
     """
@@ -81,7 +91,9 @@ def advise(surface: Surface, N: float, D: float, *, count: int = 5, limit: float
         raise ValueError("advice needs bootstrap draws; fit with draws=100")
     seen = surface.seen
     limit = 6 * seen.N[1] * seen.D[1] if limit is None else limit
-    n, d = np.meshgrid(np.geomspace(seen.N[0], 2 * seen.N[1], 12), np.geomspace(seen.D[0], 2 * seen.D[1], 12), indexing="ij")
+    n, d = np.meshgrid(
+        np.geomspace(seen.N[0], 2 * seen.N[1], 12), np.geomspace(seen.D[0], 2 * seen.D[1], 12), indexing="ij"
+    )
     ratio = d / n
     fits = (6 * n * d <= limit) & (ratio >= seen.ratio[0] / 2) & (ratio <= 2 * seen.ratio[1])
     n, d = n[fits], d[fits]

@@ -13,7 +13,10 @@ from gamut.plan.tables import ScalingTable
 HUBER = 1e-3  # on log losses: arXiv 2203.15556 D.3
 FEW_SIZES = 8  # below this Farseer's nine parameters overfit (fact sheet scaling_baseline)
 # Farseer's joint fit leans on these (slopes by ln N of ln A and of the data term; powers): fact sheet scaling_baseline
-RIDGE = Prior(np.array([0, 0, 0.12, 0, 0, -0.1, 0, 0, 0.15]), np.array([np.inf, 0.1, 0.15, np.inf, 0.1, 0.15, np.inf, np.inf, 0.2]))
+RIDGE = Prior(
+    np.array([0, 0, 0.12, 0, 0, -0.1, 0, 0, 0.15]),
+    np.array([np.inf, 0.1, 0.15, np.inf, 0.1, 0.15, np.inf, np.inf, 0.2]),
+)
 METHODS = (*LAWS, "farseer-piecewise")
 
 
@@ -54,8 +57,8 @@ def prepare(table: ScalingTable) -> Prepared:
     """
     if len(table) < 5 or len(table.sizes) < 2 or len(np.unique(table.D)) < 2:
         raise ValueError(
-            f"{table.name} has {len(table)} rows, {len(table.sizes)} sizes N and {len(np.unique(table.D))} token counts D; a law "
-            "of both needs 5 rows, 2 sizes and 2 token counts at least"
+            f"{table.name} has {len(table)} rows, {len(table.sizes)} sizes N and {len(np.unique(table.D))} token counts "
+            "D; a law of both needs 5 rows, 2 sizes and 2 token counts at least"
         )
     runs = Runs.at(table.N, table.D, centre_of(table), epochs_of(table))
     y, weights = np.log(table.loss), row_weights(table)
@@ -69,7 +72,7 @@ def prepare(table: ScalingTable) -> Prepared:
 
 
 def resampled(table: ScalingTable, draws: int, seed: int) -> np.ndarray:
-    """Bootstrap weights (draws, M): whole sizes are drawn where there are enough, for runs of one size resemble each other."""
+    """Bootstrap weights (draws, M). Runs of one size are alike: whole sizes are drawn where there are enough."""
     rng = np.random.default_rng(seed)
     sizes, group = np.unique(np.round(np.log(table.N), 3), return_inverse=True)
     if len(sizes) < FEW_SIZES:
@@ -78,7 +81,9 @@ def resampled(table: ScalingTable, draws: int, seed: int) -> np.ndarray:
     return rng.multinomial(count, np.full(count, 1 / count), size=draws)[:, group].astype(float)
 
 
-def fit_theta(table: ScalingTable, method: str, ready: Prepared, draws: int = 0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def fit_theta(
+    table: ScalingTable, method: str, ready: Prepared, draws: int = 0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Parameters (P,) and bootstrap draws (draws, P) of one law.
 
     Args:
@@ -92,7 +97,10 @@ def fit_theta(table: ScalingTable, method: str, ready: Prepared, draws: int = 0,
     if method == "farseer":
         options = {"scale": max(_half_mad(ready), 2e-4), "prior": RIDGE}
     if method == "repeated" and not (epochs_of(table) > 1).any():
-        raise ValueError(f"{table.name} repeats no data, so the repeated-data law has nothing to fit; give unique=tokens, or law='auto'")
+        raise ValueError(
+            f"{table.name} repeats no data, so the repeated-data law has nothing to fit; "
+            "give unique=tokens, or law='auto'"
+        )
     first = {"chinchilla": ready.chinchilla[None], "kappa": ready.kappa[None]}.get(method)
     first = starts(law, ready.chinchilla, ready.runs) if first is None else first
     theta, cost = minimise(law, ready.runs, ready.log_loss, first, weights=ready.weights, **options)
@@ -100,7 +108,9 @@ def fit_theta(table: ScalingTable, method: str, ready: Prepared, draws: int = 0,
     if not draws:
         return best, np.zeros((0, len(best)))
     weights = resampled(table, draws, seed) * ready.weights
-    drawn, _ = minimise(law, ready.runs, ready.log_loss, np.tile(best, (draws, 1)), weights=weights, steps=60, **options)
+    drawn, _ = minimise(
+        law, ready.runs, ready.log_loss, np.tile(best, (draws, 1)), weights=weights, steps=60, **options
+    )
     return best, drawn
 
 
@@ -114,14 +124,16 @@ def doubts(table: ScalingTable) -> tuple[str, ...]:
     found = []
     sizes = len(table.sizes)
     if sizes < FEW_SIZES:
-        found.append(f"only {sizes} model sizes: with fewer than {FEW_SIZES} the size exponent is weak and Farseer overfits")
+        found.append(
+            f"only {sizes} model sizes: with fewer than {FEW_SIZES} the size exponent is weak and Farseer overfits"
+        )
     log_c, log_ratio = np.log(table.compute), np.log(table.D / table.N)
     slope = np.polyfit(log_c, log_ratio, 1) if np.ptp(log_c) > 0 else np.array([0.0, log_ratio.mean()])
     spread = float(np.std(log_ratio - np.polyval(slope, log_c)))
     if spread < 0.35:
         found.append(
-            f"N and D are nearly collinear: at equal compute D/N varies by a factor of {np.exp(spread):.2f} (standard deviation), "
-            "so the split between size and data terms is a guess; add runs at other D/N"
+            f"N and D are nearly collinear: at equal compute D/N varies by a factor of {np.exp(spread):.2f} "
+            "(standard deviation), so the split between size and data terms is a guess; add runs at other D/N"
         )
     if np.ptp(log_c) < np.log(10):
         found.append(f"compute spans a factor of {np.exp(np.ptp(log_c)):.1f} only; extrapolation has no lever")

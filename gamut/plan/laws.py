@@ -2,8 +2,8 @@
 
 S parameter sets at once · M runs · P parameters · x = ln(N / N0) · y = ln(D / D0)
 
-A law returns log losses (S, M), their derivatives by the parameters (S, M, P), and by x and y (S, M). Working in ln(N / N0),
-ln(D / D0) with N0, D0 the table's geometric means is what makes joint fits of nine parameters well conditioned.
+A law returns log losses (S, M), their derivatives by the parameters (S, M, P), and by x and y (S, M). Working in ln(N
+/ N0), ln(D / D0) with N0, D0 the table's geometric means is what makes joint fits of nine parameters well conditioned.
 """
 
 import math
@@ -17,7 +17,7 @@ Terms = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Runs:
-    """Where the runs lie: ``centre`` = (ln N0, ln D0); epochs = tokens seen / different tokens, 1 unless data was re-read."""
+    """Where the runs lie: ``centre`` = (ln N0, ln D0); epochs = tokens seen / different tokens, 1 unless read again."""
 
     x: np.ndarray
     y: np.ndarray
@@ -69,8 +69,8 @@ def chinchilla_terms(theta: np.ndarray, runs: Runs) -> Terms:
 def kappa_terms(theta: np.ndarray, runs: Runs) -> Terms:
     """L = E + (P^(1/k) + Q^(1/k))^k with P = A N^-alpha, Q = B D^-beta; theta = Chinchilla's five, then ln k.
 
-    The kappa law L = E + (A' N^-a + B' D^-b)^k with alpha = k a, beta = k b, so that A, B, alpha and beta mean the same at
-    every k. k = 1 is Chinchilla, k -> 0 the larger of two bottlenecks, E = 0 and beta = k is Kaplan's form.
+    The kappa law L = E + (A' N^-a + B' D^-b)^k with alpha = k a, beta = k b, so that A, B, alpha and beta mean the
+    same at every k. k = 1 is Chinchilla, k -> 0 the larger of two bottlenecks, E = 0 and beta = k is Kaplan's form.
     """
     e, a, b, alpha, beta, log_k = _split(theta)
     k = np.exp(log_k)
@@ -98,8 +98,8 @@ def farseer_terms(theta: np.ndarray, runs: Runs) -> Terms:
     """L = G(N) + B(N) D^-A(N); ln of A, B and G are level + slope * box_cox(power, x): exactly the paper's Eq. 3.
 
     theta = level, slope and power for ln A; level and slope at D0 of the whole data term, and the power of ln B;
-    level, slope and power for ln G. Slopes are by ln N at N0. The data term at D0 is what a table pins down; B alone, at
-    D = 1, is not.
+    level, slope and power for ln G. Slopes are by ln N at N0. The data term at D0 is what a table pins down; B alone,
+    at D = 1, is not.
     """
     a0, sa, pa, t0, st, pb, g0, sg, pg = _split(theta)
     (ka, dka, exa), (kb, dkb, exb), (kg, dkg, exg) = (box_cox(p, runs.x) for p in (pa, pb, pg))
@@ -111,7 +111,8 @@ def farseer_terms(theta: np.ndarray, runs: Runs) -> Terms:
     floor = 1 - part
     jac = np.stack([
         part * (here * far * (1 + sa * kb) - power * log_d), part * (here * far * kb - power * ka * log_d),
-        -part * power * sa * dka * log_d, part + 0 * kb, part * kb, part * sb * dkb, floor, floor * kg, floor * sg * dkg,
+        -part * power * sa * dka * log_d, part + 0 * kb, part * kb, part * sb * dkb,
+        floor, floor * kg, floor * sg * dkg,
     ], -1)  # fmt: skip
     return total, jac, part * (sb * exb - power * sa * exa * log_d) + floor * sg * exg, -part * power
 
@@ -119,8 +120,9 @@ def farseer_terms(theta: np.ndarray, runs: Runs) -> Terms:
 def repeated_terms(theta: np.ndarray, runs: Runs) -> Terms:
     """Chinchilla on effective N' and D': what is read again, and parameters beyond what fresh data can use, count less.
 
-    D' = U (1 + R_D (1 - exp(-(epochs - 1) / R_D))), U different tokens; N' likewise with R_N beyond N_opt(U), the size that
-    is compute-optimal for U tokens. theta = Chinchilla's five, then ln R_D and ln R_N. Derivatives by central differences.
+    D' = U (1 + R_D (1 - exp(-(epochs - 1) / R_D))), U different tokens; N' likewise with R_N beyond N_opt(U), the
+    size that is compute-optimal for U tokens. theta = Chinchilla's five, then ln R_D and ln R_N. Derivatives by
+    central differences.
     """
 
     def value(theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -184,7 +186,7 @@ def farseer_theta(constants: Mapping[str, float], centre: tuple[float, float]) -
     here = math.exp(rows[0][0])
     rows[1][0] -= here * centre[1]
     rows[1][1] -= here * rows[0][1] * centre[1]
-    return np.array(sum(rows, []))
+    return np.array(rows).ravel()
 
 
 _FIVE = ("ln E", "ln A", "ln B", "alpha", "beta")

@@ -7,7 +7,14 @@ from gamut.plan.budget import RATE, Budget, resource_plan
 
 
 def main(
-    *, n: float, flops: float, unique: float = math.inf, rate: float = RATE, sequence: int = 2048, head_dim: int = 128, vocab: int = 65536
+    *,
+    n: float,
+    flops: float,
+    unique: float = math.inf,
+    rate: float = RATE,
+    sequence: int = 2048,
+    head_dim: int = 128,
+    vocab: int = 65536,
 ) -> None:
     """Dense or mixture of experts, for given parameters, compute and data (arXiv 2506.12119).
 
@@ -22,7 +29,11 @@ def main(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plans = {f"mixture, {100 * rate:.0f}% active": resource_plan(n, flops, unique, rate, sequence=sequence, head_dim=head_dim)}
+        plans = {
+            f"mixture, {100 * rate:.0f}% active": resource_plan(
+                n, flops, unique, rate, sequence=sequence, head_dim=head_dim
+            )
+        }
         plans["dense"] = resource_plan(n, flops, unique, 1, sequence=sequence, head_dim=head_dim)
     columns = [_lines(plan, vocab) for plan in plans.values()]
     print(f"{'':30s}" + "".join(f"{name:>24s}" for name in plans))
@@ -39,7 +50,7 @@ def _lines(plan: Budget, vocab: int) -> dict[str, str]:
     s = plan.shape
     experts = f"{s.experts}, {s.top_k} per token" if s.experts else "-"
     return {
-        "parameters N, active": f"{s.N:.3e}, {100 * s.activation_rate:.1f}%",
+        "parameters N, active": f"{s.parameters:.3e}, {100 * s.activation_rate:.1f}%",
         "as built, with vocabulary": f"{s.built(vocab=vocab):.3e}",
         "width, layers": f"{s.width}, {s.layers}",
         "heads, channels": f"{s.heads}, {s.head_dim}",
@@ -48,7 +59,7 @@ def _lines(plan: Budget, vocab: int) -> dict[str, str]:
         "expert, shared expert": f"{s.expert_ffn}, {s.shared_ffn}" if s.experts else "-",
         "training FLOPs per token": f"{s.flops(plan.sequence):.3e}",
         "tokens": f"{plan.tokens:.3e}",
-        "tokens per parameter": f"{plan.tokens / s.N:.0f}",
+        "tokens per parameter": f"{plan.tokens / s.parameters:.0f}",
         "epochs": f"{plan.epochs:.2f}",
         "peak learning rate": f"{plan.lr:.2e}",
         "batch, tokens": f"{plan.batch:,}",

@@ -30,13 +30,18 @@ class Axis:
             return [(v, number(v)) for v in ticks(self.low, self.high)]
         powers = range(math.ceil(self.low), math.floor(self.high) + 1)
         step = max(1, len(powers) // 6)
-        return [(10.0**p, f"1e{p}") for p in list(powers)[::step]] or [(10**v, f"{10**v:.2g}") for v in (self.low, self.high)]
+        return [(10.0**p, f"1e{p}") for p in list(powers)[::step]] or [
+            (10**v, f"{10**v:.2g}") for v in (self.low, self.high)
+        ]
 
 
 def _frame(across: Axis, up: Axis, height: int, x: str, y: str) -> list[Raw]:
     parts = [tag("path", d=f"M{LEFT} {up(v):.1f}H{WIDTH - 10}", class_="grid") for v, _ in up.ticks()]
     parts += [tag("text", name, x=LEFT - 6, y=f"{up(v) + 4:.1f}", text_anchor="end") for v, name in up.ticks()]
-    parts += [tag("text", name, x=f"{across(v):.1f}", y=height - BOTTOM + 16, text_anchor="middle") for v, name in across.ticks()]
+    parts += [
+        tag("text", name, x=f"{across(v):.1f}", y=height - BOTTOM + 16, text_anchor="middle")
+        for v, name in across.ticks()
+    ]
     parts.append(tag("text", x, x=WIDTH - 10, y=height - 2, text_anchor="end"))
     return [*parts, tag("text", y, x=4, y=12)]
 
@@ -49,9 +54,25 @@ class Dots:
     """
 
     def __init__(
-        self, title: str, series: Mapping[str, tuple], *, x: str, y: str, log: str = "x", lines: Sequence[str] = (), height: int = 280
+        self,
+        title: str,
+        series: Mapping[str, tuple],
+        *,
+        x: str,
+        y: str,
+        log: str = "x",
+        lines: Sequence[str] = (),
+        height: int = 280,
     ):
-        self.title, self.series, self.x, self.y, self.log, self.lines, self.height = title, series, x, y, log, lines, height
+        self.title, self.series, self.x, self.y, self.log, self.lines, self.height = (
+            title,
+            series,
+            x,
+            y,
+            log,
+            lines,
+            height,
+        )
 
     def html(self) -> Raw:
         kept = {name: [np.asarray(v, float) for v in points] for name, points in self.series.items() if len(points[0])}
@@ -63,13 +84,23 @@ class Dots:
             colour = f"var(--s{i % 8})"
             spots = [(across(a), up(b)) for a, b in zip(xs, ys, strict=True) if math.isfinite(b)]
             if name in self.lines:
-                parts.append(tag("path", d="M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in spots), class_="curve", style=f"stroke: {colour}"))
+                parts.append(
+                    tag(
+                        "path",
+                        d="M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in spots),
+                        class_="curve",
+                        style=f"stroke: {colour}",
+                    )
+                )
             else:
-                parts += [tag("circle", tag("title", f"{name}: {x:.4g}, {y:.4g}"), cx=f"{a:.1f}", cy=f"{b:.1f}", r=2.6, fill=colour, fill_opacity=0.75)
+                look = {"r": 2.6, "fill": colour, "fill_opacity": 0.75}
+                parts += [tag("circle", tag("title", f"{name}: {x:.4g}, {y:.4g}"), cx=f"{a:.1f}", cy=f"{b:.1f}", **look)
                           for (a, b), x, y in zip(spots, xs, ys, strict=False)]  # fmt: skip
             keys.append(tag("span", tag("i", style=f"background: {colour}"), name))
         drawing = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {self.height}", role="img")
-        return tag("figure", tag("figcaption", self.title), drawing, tag("div", *keys, class_="key") if len(keys) > 1 else None)
+        return tag(
+            "figure", tag("figcaption", self.title), drawing, tag("div", *keys, class_="key") if len(keys) > 1 else None
+        )
 
 
 class Heat:
@@ -78,7 +109,16 @@ class Heat:
     Hovering shows the value; ``open_ND`` marks cells that are undecided, which stay empty.
     """
 
-    def __init__(self, title: str, N: np.ndarray, D: np.ndarray, values_ND: np.ndarray, *, open_ND: np.ndarray | None = None, height: int = 380):
+    def __init__(
+        self,
+        title: str,
+        N: np.ndarray,
+        D: np.ndarray,
+        values_ND: np.ndarray,
+        *,
+        open_ND: np.ndarray | None = None,
+        height: int = 380,
+    ):
         self.title, self.N, self.D, self.values, self.height = title, N, D, values_ND, height
         self.open = np.zeros(values_ND.shape, bool) if open_ND is None else open_ND
 
@@ -95,8 +135,13 @@ class Heat:
                 colour = "var(--s0)" if value < 0 else "var(--s1)"
                 cells.append(tag(
                     "rect", tag("title", f"N {n:.3g}, D {d:.3g}: {100 * value:+.2f}%"), x=f"{across(d) - wide / 2:.1f}",
-                    y=f"{up(n) - abs(high) / 2:.1f}", width=f"{wide + 0.4:.1f}", height=f"{abs(high) + 0.4:.1f}", fill=colour,
+                    y=f"{up(n) - abs(high) / 2:.1f}", width=f"{wide + 0.4:.1f}", height=f"{abs(high) + 0.4:.1f}",
+                    fill=colour,
                     fill_opacity=f"{0.08 + 0.87 * abs(value) / most:.2f}",
                 ))  # fmt: skip
         drawing = join(*cells, *_frame(across, up, self.height, "tokens D", "parameters N"))
-        return tag("figure", tag("figcaption", self.title), tag("svg", drawing, viewBox=f"0 0 {WIDTH} {self.height}", role="img"))
+        return tag(
+            "figure",
+            tag("figcaption", self.title),
+            tag("svg", drawing, viewBox=f"0 0 {WIDTH} {self.height}", role="img"),
+        )

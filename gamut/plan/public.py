@@ -22,7 +22,8 @@ def folder() -> Path:
     root = os.environ.get("GAMUT_DATA", "")
     path = Path(root) / "scaling"
     if not root or not path.is_dir():
-        raise ValueError(f"the published run tables are read from $GAMUT_DATA/scaling, which is {path}; set GAMUT_DATA")
+        where = f"{path} is no folder" if root else "it is not set"
+        raise ValueError(f"the published run tables are read from $GAMUT_DATA/scaling, but {where}; set GAMUT_DATA")
     return path
 
 
@@ -38,14 +39,18 @@ def chinchilla() -> ScalingTable:
 def gemstones() -> ScalingTable:
     """22 shapes, a row per checkpoint at a constant learning rate (mcleish7/gemstone-scaling-laws, MIT)."""
     return ScalingTable.read(
-        folder() / "gemstones_fineweb_edu.csv", N="params_active_precise", loss="final_loss", name="Gemstones FineWeb-Edu"
+        folder() / "gemstones_fineweb_edu.csv",
+        N="params_active_precise",
+        loss="final_loss",
+        name="Gemstones FineWeb-Edu",
     )
 
 
 def olmo() -> ScalingTable:
-    """The OLMo 2 ladder without its targets (allenai/OLMo-ladder, Apache-2.0); loss on C4, input embedding not counted."""
+    """The OLMo 2 ladder without its targets (allenai/OLMo-ladder, Apache-2.0); loss on C4."""
     return ScalingTable.read(
-        folder() / "olmo_ladder_final.csv", where={"kind": "ladder"}, loss="ce_c4_en", lr="lr_peak", batch="batch_tokens",
+        folder() / "olmo_ladder_final.csv", where={"kind": "ladder"}, loss="ce_c4_en", lr="lr_peak",
+        batch="batch_tokens",
         convention="no input embedding", name="OLMo ladder",
     )  # fmt: skip
 
@@ -70,7 +75,9 @@ def datablations(*, repeated: bool = False, start: float = 0.4) -> ScalingTable:
         start: least D / N; runs below it never left the first stretch of training.
     """
     columns = _columns(folder() / "datablations_c4.csv")
-    N, D, U, epochs, loss = (np.array(columns[c], float) for c in ("params", "tokens", "unique_tokens", "epochs", "val_loss"))
+    N, D, U, epochs, loss = (
+        np.array(columns[c], float) for c in ("params", "tokens", "unique_tokens", "epochs", "val_loss")
+    )
     keep = (np.array(columns["seed"]) == "") & (D / N >= start) & ((epochs <= 1) | repeated)
     table = ScalingTable(N[keep], D[keep], loss[keep], unique=np.minimum(U, D)[keep], convention="total")
     return table if repeated else _named(table, "datablations 1 epoch")
@@ -95,7 +102,8 @@ def gadre(train_set: str, *, embedding: bool = True) -> ScalingTable:
 def nanochat(counted: str) -> ScalingTable:
     """Optima of four iso-FLOP parabolas (karpathy/nanochat, MIT); ``counted`` says which parameters were."""
     return ScalingTable.read(
-        folder() / "nanochat_isoflop_optima.csv", where={"params_counted": counted}, N="params", D="tokens", loss="val_bpb",
+        folder() / "nanochat_isoflop_optima.csv", where={"params_counted": counted}, N="params", D="tokens",
+        loss="val_bpb",
         convention="matmul" if counted.startswith("matmul") else "total", unit="bits/byte", name=f"nanochat {counted}",
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Published rules for the peak learning rate and the batch, side by side.
 
-N parameters without vocabulary (of a mixture: all, not the activated ones) · D tokens · C = 6 N D FLOPs · loss in nats per
-token. Batches are tokens per update. Step Law's settings: AdamW, 2,000 warm-up steps, cosine to a fixed 1e-5.
+N parameters without vocabulary (of a mixture: all, not the activated ones) · D tokens · C = 6 N D FLOPs · loss in
+nats per token. Batches are tokens per update. Step Law's settings: AdamW, 2,000 warm-up steps, cosine to a fixed 1e-5.
 """
 
 import math
@@ -12,7 +12,7 @@ SEQUENCE = 2048  # tokens; Step Law's and Farseer's runs
 
 @dataclass(frozen=True)
 class Advice:
-    """One rule's answer; nan where the rule says nothing. ``excess``: its published loss above the grid's best, per mille."""
+    """One rule's answer; nan where it says nothing. ``excess``: its published loss above the grid's best, per mille."""
 
     rule: str
     lr: float
@@ -56,9 +56,17 @@ def all_rules(N: float, D: float, loss: float | None = None) -> list[Advice]:
         Advice("Step Law", lr, batch, 0.94, "N in total, also for mixtures: activated N loses 1.0% instead of 0.16%"),
         Advice("Step Law, mean of bootstraps", lr_mean, batch_mean, nan, "what its command line prints"),
         Advice("Porian et al.", 3.7 * N**-0.36, 0.7576 * N**0.703, 3.71, ""),
-        Advice("Microsoft", 1.3192e-5 * N**-0.23 * D**-0.32, nan, 9.25, "as printed; its units of N and D were not recovered"),
+        Advice(
+            "Microsoft",
+            1.3192e-5 * N**-0.23 * D**-0.32,
+            nan,
+            9.25,
+            "as printed; its units of N and D were not recovered",
+        ),
         Advice("DeepSeek", 0.3188 * C**-0.125, 0.2920 * C**0.3271, 9.26, ""),
-        Advice("Kaplan (OpenAI)", 3.239e-3 - 1.395e-4 * math.log(N), 2e18 * loss**-4.7619 if loss else nan, 9.51, by_loss),
+        Advice(
+            "Kaplan (OpenAI)", 3.239e-3 - 1.395e-4 * math.log(N), 2e18 * loss**-4.7619 if loss else nan, 9.51, by_loss
+        ),
         Advice("MiniCPM", nan, 2e18 * loss**-6.24 if loss else nan, nan, by_loss),
     ]
 

@@ -1,11 +1,11 @@
 """Scaling laws: fit a table of runs, predict the loss of the next one, with an error bar.
 
-    from gamut.plan.scaling import ScalingTable, fit
+from gamut.plan.scaling import ScalingTable, fit
 
-    surface = fit(ScalingTable(N=..., D=..., loss=...), law="auto", seed=0)
-    surface.predict(70e9, 1.4e12), surface.interval(70e9, 1.4e12), surface.optimal(1e24), surface.holdouts
+surface = fit(ScalingTable(N=..., D=..., loss=...), law="auto", seed=0)
+surface.predict(70e9, 1.4e12), surface.interval(70e9, 1.4e12), surface.optimal(1e24), surface.holdouts
 
-    gamut plan scaling runs.csv --target-flops 1e22
+gamut plan scaling runs.csv --target-flops 1e22
 """
 
 import warnings
@@ -28,13 +28,20 @@ SHOWN = ("chinchilla", "kappa", "farseer", "farseer-piecewise", "auto")
 
 
 def fit(
-    table: ScalingTable, law: str = "auto", *, seed: int = 0, draws: int = 100, check: bool = True, rules: Sequence[Rule] = DEFAULT
+    table: ScalingTable,
+    law: str = "auto",
+    *,
+    seed: int = 0,
+    draws: int = 100,
+    check: bool = True,
+    rules: Sequence[Rule] = DEFAULT,
 ) -> Surface:
     """Fit a law to a table of runs.
 
     Args:
-        law: auto (the best predictor we know: see plan/auto.py), chinchilla, kappa, farseer (joint fit), farseer-piecewise
-            (the paper's, for tables on a geometric grid of token counts) or repeated (with ``unique`` tokens).
+        law: auto (the best predictor we know: see plan/auto.py), chinchilla, kappa, farseer (joint fit),
+            farseer-piecewise (the paper's, for tables on a geometric grid of token counts) or repeated (with
+            ``unique`` tokens).
         seed: of the bootstrap; equal seeds give equal surfaces.
         draws: bootstrap draws behind `Surface.interval`; 0 for none.
         check: compute the hold-outs of every law, and warn where the table cannot identify one.
@@ -47,17 +54,21 @@ def fit(
     ready = prepare(table)
     parts = _parts(table, law, ready, draws, seed, rules)
     name = parts[0].law if law == "farseer-piecewise" else law
-    logs = sum(p.weight * LAWS[p.law].terms(p.theta[None], ready.runs)[0][0] for p in parts) / sum(p.weight for p in parts)
+    logs = sum(p.weight * LAWS[p.law].terms(p.theta[None], ready.runs)[0][0] for p in parts) / sum(
+        p.weight for p in parts
+    )
     noise = 1.4826 * float(np.median(np.abs(logs - ready.log_loss)))
     if check:
         warn(tuple(note for note in notes if "convention" not in note), table.name)
     return Surface(
         name, parts, centre_of(table), Seen.of(table), noise, SPREAD if law == "auto" else 1.0,
-        compare_laws(table, rules=rules) if check else (), notes, ready.kappa,
+        compare_laws(table, rules=rules) if check else (), notes, None if name == "repeated" else ready.kappa,
     )  # fmt: skip
 
 
-def _parts(table: ScalingTable, law: str, ready: Prepared, draws: int, seed: int, rules: Sequence[Rule]) -> tuple[Part, ...]:
+def _parts(
+    table: ScalingTable, law: str, ready: Prepared, draws: int, seed: int, rules: Sequence[Rule]
+) -> tuple[Part, ...]:
     if law != "auto":
         return (Part(law.removesuffix("-piecewise"), *fit_theta(table, law, ready, draws, seed)),)
     if (epochs_of(table) > 1).any():
@@ -75,7 +86,7 @@ def _farseer_wins(table: ScalingTable, rules: Sequence[Rule]) -> bool:
     def predictors(left: ScalingTable) -> dict[str, Any]:
         ready = prepare(left)
         return {"ours": partial(_predict, ready, fit_rules(left, rules, ready)),
-                "farseer": partial(_predict, ready, (Part("farseer", *fit_theta(left, "farseer", ready)),))}  # fmt: skip
+                "farseer": partial(_predict, ready, [Part("farseer", *fit_theta(left, "farseer", ready))])}  # fmt: skip
 
     rows = holdouts(table, predictors, standard(table))
     return len(rows) == 2 and all(row["farseer"] < GATE.ratio * row["ours"] for row in rows)
@@ -151,7 +162,9 @@ def main(
     from gamut.plan.scaling_page import summary, target, write
 
     columns = {"N": n, "D": d, "flops": flops, "loss": loss, "unique": unique}
-    runs = ScalingTable.read(table, convention=convention, unit=unit, **{role: name for role, name in columns.items() if name})
+    runs = ScalingTable.read(
+        table, convention=convention, unit=unit, **{role: name for role, name in columns.items() if name}
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notes are printed and stand on the page
         surface = fit(runs, law, seed=seed)

@@ -30,11 +30,13 @@ class Target:
     how: str
 
     @property
-    def C(self) -> float:
+    def flops(self) -> float:
         return 6 * self.N * self.D
 
 
-def target(surface: Surface, flops: float | None, N: float | None, D: float | None, dn_range: tuple[float, float]) -> Target:
+def target(
+    surface: Surface, flops: float | None, N: float | None, D: float | None, dn_range: tuple[float, float]
+) -> Target:
     """The point that a user asked for.
 
     Raises:
@@ -61,9 +63,13 @@ def summary(table: ScalingTable, surface: Surface, aim: Target) -> list[str]:
         *(f"  careful: {note}" for note in surface.notes),
         f"law {surface.law}: residual {100 * surface.noise:.2f}% (standard deviation of log loss)",
     ]
-    lines += [f"  {row['held out']:28s} " + "  ".join(f"{law} {error:.2f}%" for law, error in _errors(row)) for row in surface.holdouts]
+    lines += [
+        f"  {row['held out']:28s} " + "  ".join(f"{law} {error:.2f}%" for law, error in _errors(row))
+        for row in surface.holdouts
+    ]
     lines.append(
-        f"C = {aim.C:.3g}: N = {aim.N:.3g}, D = {aim.D:.3g} (D/N {aim.D / aim.N:.3g}; {aim.how}): loss {aim.loss:.4f} {unit}, "
+        f"C = {aim.flops:.3g}: N = {aim.N:.3g}, D = {aim.D:.3g} (D/N {aim.D / aim.N:.3g}; {aim.how}): "
+        f"loss {aim.loss:.4f} {unit}, "
         f"{100 * LEVEL:.0f}% interval {aim.low:.4f} to {aim.high:.4f}"
     )
     return lines
@@ -78,11 +84,10 @@ def blocks(table: ScalingTable, surface: Surface, aim: Target, dn_range: tuple[f
     from gamut.io.report import Columns, Details, Heading, Table
 
     page: list[Any] = [Heading("The answer")]
-    page.append(Table(
-        ("parameters N", "tokens D", "D/N", "compute C", f"loss, {table.unit}", f"{100 * LEVEL:.0f}% interval"),
-        [(f"{aim.N:.3g}", f"{aim.D:.3g}", f"{aim.D / aim.N:.3g}", f"{aim.C:.3g}", f"{aim.loss:.4f}", f"{aim.low:.4f} to {aim.high:.4f}")],
-        caption=f"{aim.how}; law {surface.law}",
-    ))  # fmt: skip
+    columns = ("parameters N", "tokens D", "D/N", "compute C", f"loss, {table.unit}", f"{100 * LEVEL:.0f}% interval")
+    place = (f"{value:.3g}" for value in (aim.N, aim.D, aim.D / aim.N, aim.flops))
+    answer = (*place, f"{aim.loss:.4f}", f"{aim.low:.4f} to {aim.high:.4f}")
+    page.append(Table(columns, [answer], caption=f"{aim.how}; law {surface.law}"))
     page += [f"Careful: {note}." for note in surface.notes]
     page += [Heading("What each law would have said", "Errors in percent on rows that the fit had not seen.")]
     if surface.holdouts:
@@ -90,24 +95,36 @@ def blocks(table: ScalingTable, surface: Surface, aim: Target, dn_range: tuple[f
         page.append(Table(names, [[_cell(row[name]) for name in names] for row in surface.holdouts]))
     else:
         page.append("Too few runs to keep any back: nothing here says how far the fit can be trusted.")
-    page += [Heading("The fit"), Table(list(_constants(surface)), [list(_constants(surface).values())], caption=_formula(surface))]
+    page += [
+        Heading("The fit"),
+        Table(list(_constants(surface)), [list(_constants(surface).values())], caption=_formula(surface)),
+    ]
     page += [Columns([_isosizes(table, surface), _residuals(table, surface)], "cards")]
     page += [Heading("How to split compute"), _ratios(table, surface, aim, dn_range)]
     page += [Heading("Five runs that would narrow the interval most", _advice_text(surface)), _advice(surface, aim)]
-    rules = [(r.rule, _digits(r.lr), _digits(r.batch), _digits(r.excess), r.note) for r in all_rules(aim.N, aim.D, aim.loss)]
+    rules = [
+        (r.rule, _digits(r.lr), _digits(r.batch), _digits(r.excess), r.note) for r in all_rules(aim.N, aim.D, aim.loss)
+    ]
     columns = ("rule", "peak learning rate", "batch, tokens", "published excess loss, per mille", "")
     page += [Heading("Learning rate and batch by published rules"), Table(columns, rules)]
     noise = rerun_noise(table)
     page.append(Details("About the table", [
-        f"{table.name}: N {table.N.min():.3g} to {table.N.max():.3g} ({table.convention}), D {table.D.min():.3g} to {table.D.max():.3g}, "
+        f"{table.name}: N {table.N.min():.3g} to {table.N.max():.3g} ({table.convention}), "
+        f"D {table.D.min():.3g} to {table.D.max():.3g}, "
         f"D/N {np.min(table.D / table.N):.3g} to {np.max(table.D / table.N):.3g}. {table.source}",
-        f"Repeated runs differ by {100 * noise:.3f}% (standard deviation)." if math.isfinite(noise) else "No run was repeated.",
+        f"Repeated runs differ by {100 * noise:.3f}%." if math.isfinite(noise) else "No run was repeated.",
     ]))  # fmt: skip
     return page
 
 
 def _cell(value: Any) -> Any:
-    return "-" if isinstance(value, float) and not math.isfinite(value) else f"{value:.2f}" if isinstance(value, float) else value
+    return (
+        "-"
+        if isinstance(value, float) and not math.isfinite(value)
+        else f"{value:.2f}"
+        if isinstance(value, float)
+        else value
+    )
 
 
 def _digits(value: float) -> str:
@@ -136,8 +153,12 @@ def _isosizes(table: ScalingTable, surface: Surface) -> Dots:
         rows = (np.abs(np.log(table.N / N)) < 2e-3) & (epochs_of(table) <= 1)
         series[f"N {N:.2g}"] = (table.D[rows], table.loss[rows])
     D = np.geomspace(table.D.min(), table.D.max(), 60)
-    with_lines = {f"fit {name}": (D, np.exp(surface._logs(N, D, 1.0, False))) for name, N in zip(list(series), sizes, strict=True)}
-    series = {k: v for name in list(series) for k, v in ((name, series[name]), (f"fit {name}", with_lines[f"fit {name}"]))}
+    with_lines = {
+        f"fit {name}": (D, np.exp(surface._logs(N, D, 1.0, False))) for name, N in zip(list(series), sizes, strict=True)
+    }
+    series = {
+        k: v for name in list(series) for k, v in ((name, series[name]), (f"fit {name}", with_lines[f"fit {name}"]))
+    }
     return Dots("Loss by tokens, six sizes", series, x="tokens D", y=table.unit, lines=tuple(with_lines))
 
 
@@ -149,7 +170,7 @@ def _residuals(table: ScalingTable, surface: Surface) -> Dots:
 def _ratios(table: ScalingTable, surface: Surface, aim: Target, dn_range: tuple[float, float]) -> Any:
     """Best D/N against compute, beside what the table holds."""
     found = []
-    for C in np.geomspace(table.compute.min(), max(10 * table.compute.max(), 3 * aim.C), 25):
+    for C in np.geomspace(table.compute.min(), max(10 * table.compute.max(), 3 * aim.flops), 25):
         try:
             best = surface.optimal(float(C), dn_range)
         except ValueError:
@@ -157,19 +178,31 @@ def _ratios(table: ScalingTable, surface: Surface, aim: Target, dn_range: tuple[
         found.append((C, best.D / best.N))
     series = {"runs of the table": (table.compute, table.D / table.N)}
     if not found:
-        return f"The surface has no compute-optimal point for D/N in {dn_range[0]:g} to {dn_range[1]:g} at any budget near the table."
+        return f"No compute-optimal point for D/N in {dn_range[0]:g} to {dn_range[1]:g} at any budget near the table."
     series["best D/N"] = tuple(np.array(found).T)
-    return Dots("Tokens per parameter that are best, by compute", series, x="compute, FLOPs", y="D/N", log="xy", lines=("best D/N",))
+    return Dots(
+        "Tokens per parameter that are best, by compute",
+        series,
+        x="compute, FLOPs",
+        y="D/N",
+        log="xy",
+        lines=("best D/N",),
+    )
 
 
 def _advice_text(surface: Surface) -> str:
-    return f"Each costs at most what the table's largest run cost, {6 * surface.seen.N[1] * surface.seen.D[1]:.2g} FLOPs."
+    return (
+        f"Each costs at most what the table's largest run cost, {6 * surface.seen.N[1] * surface.seen.D[1]:.2g} FLOPs."
+    )
 
 
 def _advice(surface: Surface, aim: Target) -> Any:
     from gamut.io.report import Table
 
-    rows = [(f"{r['N']:.3g}", f"{r['D']:.3g}", f"{r['D'] / r['N']:.3g}", f"{r['C']:.3g}", f"{100 * r['left']:.0f}%") for r in advise(surface, aim.N, aim.D)]
+    rows = [
+        (f"{r['N']:.3g}", f"{r['D']:.3g}", f"{r['D'] / r['N']:.3g}", f"{r['C']:.3g}", f"{100 * r['left']:.0f}%")
+        for r in advise(surface, aim.N, aim.D)
+    ]
     return Table(("N", "D", "D/N", "FLOPs", "width left after it"), rows)
 
 
@@ -178,4 +211,6 @@ def write(path: str | Path, table: ScalingTable, surface: Surface, aim: Target, 
     from gamut.io.report import write_report
 
     lead = f"{len(table)} runs of {table.name}; {surface.law}"
-    return write_report(path, f"Scaling: what C = {aim.C:.3g} buys", blocks(table, surface, aim, tuple(dn_range)), lead=lead)
+    return write_report(
+        path, f"Scaling: what C = {aim.flops:.3g} buys", blocks(table, surface, aim, tuple(dn_range)), lead=lead
+    )

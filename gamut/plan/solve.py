@@ -1,7 +1,8 @@
 """Robust least squares on log losses: many starts and many resamples at once, Gaussian priors, bounds.
 
-Minimises  sum_i w_i huber_k((ln L_i - law) / scale)  +  1/2 sum_p ((theta_p - mean_p) / sd_p)^2  by damped Gauss-Newton with
-Huber weights renewed at every step. Arrays carry S problems; each keeps its own damping and stops by itself.
+Minimises  sum_i w_i huber_k((ln L_i - law) / scale)  +  1/2 sum_p ((theta_p - mean_p) / sd_p)^2  by damped
+Gauss-Newton with Huber weights renewed at every step. Arrays carry S problems; each keeps its own damping and stops
+by itself.
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ def minimise(
 
     Args:
         target: log losses (M,), or (S, M).
-        scale: residual of one standard deviation. threshold: where squares turn into absolute values, in scales; one, or (S,).
+        scale: residual of one standard deviation. threshold: where squares turn into absolute values, in scales; one,
+            or (S,).
         weights: (M,) or (S, M).
     """
     low, high = np.asarray(law.low if low is None else low), np.asarray(law.high if high is None else high)
@@ -53,7 +55,9 @@ def minimise(
         z = (value - _rows(target, rows)) / scale
         size, bend = np.abs(z), _rows(bends, rows)
         bent = np.where(size < bend, 0.5 * z * z, bend * (size - 0.5 * bend))
-        total = (_rows(weights, rows) * bent).sum(1) + 0.5 * (_rows(precision, rows) * (at - _rows(mean, rows)) ** 2).sum(1)
+        total = (_rows(weights, rows) * bent).sum(1) + 0.5 * (
+            _rows(precision, rows) * (at - _rows(mean, rows)) ** 2
+        ).sum(1)
         return np.where(np.isfinite(total), total, np.inf), z, jac
 
     live = np.arange(len(theta))
@@ -64,7 +68,9 @@ def minimise(
         bend = _rows(weights, live) * np.minimum(1.0, _rows(bends, live) / np.maximum(np.abs(z), 1e-300))
         held = _rows(precision, live)
         slope = np.einsum("smp,sm->sp", jac, bend * z) / scale + held * (theta[live] - _rows(mean, live))
-        curve = np.matmul((jac * bend[:, :, None]).transpose(0, 2, 1), jac) / scale**2 + held[:, :, None] * np.eye(theta.shape[1])
+        curve = np.matmul((jac * bend[:, :, None]).transpose(0, 2, 1), jac) / scale**2 + held[:, :, None] * np.eye(
+            theta.shape[1]
+        )
         step = _step(curve, slope, damp[live], theta[live], low, high)
         trial = np.clip(theta[live] + step, low, high)
         new_costs, new_z, new_jac = cost(trial, live)
@@ -97,11 +103,13 @@ def _step(curve, slope, damp, theta, low, high) -> np.ndarray:
 
 
 def chinchilla_starts(runs: Runs, log_loss: np.ndarray, count: int = 12) -> np.ndarray:
-    """Chinchilla parameters (count, 5): for each pair of exponents, the linear three by least squares; the best few pairs."""
+    """Chinchilla parameters (count, 5): for pairs of exponents, the linear three by least squares; the best few."""
     loss = np.exp(log_loss)
     rates = np.geomspace(0.05, 1.2, 14)
     alpha, beta = (grid.ravel() for grid in np.meshgrid(rates, rates, indexing="ij"))
-    columns = np.stack([np.ones((len(alpha), len(loss))), np.exp(-alpha[:, None] * runs.x), np.exp(-beta[:, None] * runs.y)], -1)
+    columns = np.stack(
+        [np.ones((len(alpha), len(loss))), np.exp(-alpha[:, None] * runs.x), np.exp(-beta[:, None] * runs.y)], -1
+    )
     scaled = columns / loss[:, None]
     normal = scaled.transpose(0, 2, 1) @ scaled + 1e-10 * np.eye(3)
     linear = np.linalg.solve(normal, scaled.sum(1)[:, :, None])[:, :, 0]
@@ -117,8 +125,8 @@ def starts(law: Law, five: np.ndarray, runs: Runs) -> np.ndarray:
     if law.name == "kappa":
         grid = [(k, f) for k in (0.2, 0.35, 0.55, 0.8, 1.2) for f in (1.0, 0.5)]
         floor = np.exp(e) + np.exp(a) + np.exp(b)
-        return np.array([[np.log(np.exp(e) * f), *np.log((np.exp([a, b]) + 1e-3 * floor) * (1 + (1 - f))), alpha, beta, np.log(k)]
-                         for k, f in grid])  # fmt: skip
+        terms = np.log(np.exp([a, b]) + 1e-3 * floor)
+        return np.array([[e + np.log(f), *(terms + np.log(2 - f)), alpha, beta, np.log(k)] for k, f in grid])
     if law.name == "repeated":
         return np.array([[*five, np.log(rd), np.log(rn)] for rd in (3, 15) for rn in (3, 15, 1000)])
     if law.name == "farseer":

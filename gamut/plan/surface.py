@@ -13,7 +13,10 @@ import numpy as np
 from gamut.plan.laws import LAWS, Runs
 from gamut.plan.tables import ScalingTable
 
-DN_RANGE = (2.0, 1e4)  # tokens per parameter; outside it laws are guesses, and Farseer's has a second valley (fact sheet 1)
+DN_RANGE = (
+    2.0,
+    1e4,
+)  # tokens per parameter; outside it laws are guesses, and Farseer's has a second valley (fact sheet 1)
 FAR = 10.0  # Farseer beyond the table's D/N by more than this factor is warned of
 APART = 0.10  # so is any prediction further than this from kappa's
 
@@ -89,7 +92,9 @@ class Surface:
         N, D, epochs = np.broadcast_arrays(*(np.asarray(v, dtype=np.float64) for v in (N, D, epochs)))
         for name, values, least in (("N", N, 0), ("D", D, 0), ("epochs", epochs, 1 - 1e-9)):
             if not (np.isfinite(values) & (values > 0) & (values >= least)).all():
-                raise ValueError(f"{name} must be finite and {'at least 1' if least else 'above 0'}, got {np.ravel(values)[:5]}")
+                raise ValueError(
+                    f"{name} must be finite and {'at least 1' if least else 'above 0'}, got {np.ravel(values)[:5]}"
+                )
         return Runs.at(N.ravel(), D.ravel(), self.centre, epochs.ravel()), N.shape
 
     def predict(self, N: Any, D: Any, epochs: Any = 1.0) -> np.ndarray:
@@ -104,15 +109,20 @@ class Surface:
             runs, shape = self._runs(N, D, epochs)
             apart = np.abs(np.expm1(logs - LAWS["kappa"].terms(self.reference[None], runs)[0].reshape(shape)))
             if (apart > APART).any():
-                warnings.warn(f"{self.law} is up to {100 * apart.max():.0f}% from kappa here; trust neither far out", stacklevel=2)
+                warnings.warn(
+                    f"{self.law} is up to {100 * apart.max():.0f}% from kappa here; trust neither far out", stacklevel=2
+                )
         ratio = np.asarray(D, dtype=np.float64) / np.asarray(N, dtype=np.float64)
         low, high = self.seen.ratio
         if any(part.law == "farseer" for part in self.parts) and ((ratio > FAR * high) | (ratio < low / FAR)).any():
-            warnings.warn(f"Farseer at D/N outside {low / FAR:.3g} to {FAR * high:.3g}, ten times beyond the table", stacklevel=2)
+            warnings.warn(
+                f"Farseer at D/N outside {low / FAR:.3g} to {FAR * high:.3g}, ten times beyond the table", stacklevel=2
+            )
         return np.exp(logs)
 
     def interval(self, N: Any, D: Any, level: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
-        """Low and high end between which a new run's loss lies with probability ``level``: bootstrap over runs, and noise.
+        """Low and high end between which a new run's loss lies with probability ``level``: bootstrap over runs, and
+        noise.
 
         Raises:
             ValueError: if level is not in (0, 1), or the fit drew no bootstrap.
@@ -179,7 +189,9 @@ class Surface:
         N = np.atleast_1d(np.asarray(N, dtype=np.float64))
         left, right = np.full(len(N), math.log(1e-2)), np.full(len(N), math.log(1e6))
         want = math.log(loss)
-        reach = (self._logs(N, N * np.exp(right), 1.0, False) <= want) & (self._logs(N, N * np.exp(left), 1.0, False) >= want)
+        reach = (self._logs(N, N * np.exp(right), 1.0, False) <= want) & (
+            self._logs(N, N * np.exp(left), 1.0, False) >= want
+        )
         for _ in range(70):
             middle = (left + right) / 2
             above = self._logs(N, N * np.exp(middle), 1.0, False) > want
@@ -210,7 +222,9 @@ class Surface:
         """
         found = json.loads(text)
         if not isinstance(found, dict) or found.pop("format", None) != "gamut scaling surface 1":
-            raise ValueError("this JSON is no scaling surface; it is written by Surface.to_json or gamut plan scaling --json")
+            raise ValueError(
+                "this JSON is no scaling surface; it is written by Surface.to_json or gamut plan scaling --json"
+            )
         parts = tuple(
             Part(p["law"], np.array(p["theta"]), np.array(p["draws"]).reshape(-1, len(p["theta"])), p["weight"])
             for p in found.pop("parts")

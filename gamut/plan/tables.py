@@ -86,8 +86,8 @@ class ScalingTable:
             row = int(np.argmin(good))
             low = "at or above 0" if name == "noise" else "above 0"
             raise ValueError(
-                f"{name} = {column[row]:g} in row {row + 1} of {self.name} (N {self.N[row] if name != 'N' else column[row]:.4g}); "
-                f"allowed: finite and {low}; drop the row, or map another column"
+                f"{name} = {column[row]:g} in row {row + 1} of {self.name}; allowed: finite and {low}; "
+                "drop the row, or map another column"
             )
 
     def __len__(self) -> int:
@@ -135,7 +135,9 @@ class ScalingTable:
         for name, value in (where or {}).items():
             keep &= np.array([str(cell) == value for cell in _column(columns, name, path)])
         if not keep.any():
-            raise ValueError(f"no row of {path} is left{f' where {dict(where)}' if where else ''}; look at the file's values")
+            raise ValueError(
+                f"no row of {path} is left{f' where {dict(where)}' if where else ''}; look at the file's values"
+            )
         found = {}
         for role, names in ALIASES.items():
             if role == "D" and flops:
@@ -165,7 +167,9 @@ class ScalingTable:
         for what in ("convention", "unit"):
             mine, theirs = getattr(self, what), getattr(other, what)
             if mine != theirs:
-                warnings.warn(f"{self.name} has {what} {mine!r}, {other.name} {theirs!r}: compare with care", stacklevel=3)
+                warnings.warn(
+                    f"{self.name} has {what} {mine!r}, {other.name} {theirs!r}: compare with care", stacklevel=3
+                )
 
 
 def _columns(path: Path) -> dict[str, list]:
