@@ -30,7 +30,7 @@ from gamut.train.scope import Clock, Quiet, View, mode, precision, recompute, st
 
 Stats = dict[str, float]
 Step = Callable[[Any, str], tuple[Tensor, Mapping[str, Any]]]
-COUNTS = ("tokens", "audio_seconds")  # stats that add up over micro-batches; every other one is averaged
+COUNTS = ("tokens", "audio_s")  # stats that add up over micro-batches; every other one is averaged
 
 
 @dataclass
@@ -89,7 +89,7 @@ def update(
         step: ``step(batch, phase name) -> (scalar loss, stats)``; draws what it likes from the global random states.
         key: what the dice of this update follow from, with the phase and the number of the micro-batch.
     Returns:
-        loss, lr, grad_norm (before clipping) and the stats of ``step``: means; sums of "tokens" and "audio_seconds".
+        loss, lr, grad_norm (before clipping) and the stats of ``step``: means; sums of "tokens" and "audio_s".
     Raises:
         NotFiniteError: loss or gradient is; weights and running statistics are as before.
     """
