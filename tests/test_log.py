@@ -72,7 +72,7 @@ def test_the_panel_shows_stage_loss_rate_and_time_split(screen, monkeypatch):
     monkeypatch.setattr(log, "FRAME", 0.0)
     view = View()
     view.start("hear [and] speak", steps=10, done=4)
-    view.step(5, {"loss": 1.25, "grad_norm": 3.5, "audio_seconds_per_second": 31.0}, {"data": 1.0, "forward": 3.0})
+    view.step(5, {"loss": 1.25, "grad_norm": 3.5, "audio_s_per_second": 31.0}, {"data": 1.0, "forward": 3.0})
     shown = text.getvalue()
     for words in ("hear [and] speak", "of 10", "1.25", "grad_norm 3.5", "31 s of audio/s", "data 25%", "forward 75%"):
         assert words in shown

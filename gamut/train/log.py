@@ -25,9 +25,9 @@ METRICS: dict[str, tuple[str, str]] = {
     "lr": ("-", "learning rate of the first parameter group, after the schedule"),
     "grad_norm": ("-", "length of the whole gradient before clipping"),
     "tokens": ("tokens", "tokens that carried loss in this step, all ranks together"),
-    "audio_seconds": ("s", "seconds of audio read in this step, all ranks together"),
+    "audio_s": ("s", "seconds of audio read in this step, all ranks together"),
     "tokens_per_second": ("tokens/s", "the same, over the time of the whole step"),
-    "audio_seconds_per_second": ("s/s", "the same, over the time of the whole step"),
+    "audio_s_per_second": ("s/s", "the same, over the time of the whole step"),
     "data": ("s", "time spent waiting for the next batch"),
     "forward": ("s", "time spent in the step function"),
     "backward": ("s", "time spent in the gradient"),
@@ -41,8 +41,8 @@ PARTS = {
     "data": "yellow", "forward": "green", "backward": "blue", "optimiser": "magenta",
     "decode": "cyan", "evaluate": "bright_cyan", "save": "bright_yellow", "wait": "red",
 }  # fmt: skip
-RATES = {"audio_seconds_per_second": "s of audio/s", "tokens_per_second": "tokens/s"}
-COUNTS = ("tokens", "audio_seconds")
+RATES = {"audio_s_per_second": "s of audio/s", "tokens_per_second": "tokens/s"}
+COUNTS = ("tokens", "audio_s")
 
 
 def meaning(name: str) -> tuple[str, str] | None:
