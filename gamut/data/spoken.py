@@ -32,6 +32,7 @@ class Task:
     prompt: str
     counts: tuple[int, ...]  # how many digits the question may hold
     answer: Callable[[Sequence[int]], str]
+    weight: float  # how often it leads a batch
     tool: str = ""  # the operator, where a calculator is to be called
 
 
@@ -40,12 +41,12 @@ def _row(digits: Sequence[int]) -> str:
 
 
 TASKS = (
-    Task("transcribe", TRANSCRIBE, (1, 2, 3, 4, 5, 6), _row),
-    Task("sum", "Say the sum of the two numbers.", (2,), lambda d: str(d[0] + d[1])),
-    Task("difference", "Say how far apart the two numbers are.", (2,), lambda d: str(abs(d[0] - d[1]))),
-    Task("maximum", "Say the larger of the two numbers.", (2,), lambda d: str(max(d))),
-    Task("reverse", "Say the numbers in reverse.", (2, 3, 4), lambda d: _row(d[::-1])),
-    Task("product", "Multiply the two numbers with the calculator.", (2,), lambda d: str(d[0] * d[1]), tool="*"),
+    Task("transcribe", TRANSCRIBE, (1, 2, 3, 4, 5, 6), _row, 0.4),
+    Task("sum", "Say the sum of the two numbers.", (2,), lambda d: str(d[0] + d[1]), 0.14),
+    Task("difference", "Say how far apart the two numbers are.", (2,), lambda d: str(abs(d[0] - d[1])), 0.14),
+    Task("maximum", "Say the larger of the two numbers.", (2,), lambda d: str(max(d)), 0.14),
+    Task("reverse", "Say the numbers in reverse.", (2, 3, 4), lambda d: _row(d[::-1]), 0.12),
+    Task("product", "Multiply the two numbers with the calculator.", (2,), lambda d: str(d[0] * d[1]), 0.06, tool="*"),
 )
 
 

@@ -126,7 +126,7 @@ class Talks:
             aloud: share of answers that are spoken (never a transcript). read: share of text to speech.
         """
         rng = random.Random(f"talks {self.seed} {index}")
-        leader = rng.choice(tasks)
+        [leader] = rng.choices(tasks, [task.weight for task in tasks])
         tool, counts = leader.tool, rng.choice(leader.counts)
         fitting = [task for task in tasks if task.tool == tool and counts in task.counts]
         rows, mels, seconds = [], [], 0.0

@@ -124,7 +124,7 @@ def examine(
     exact = sum(json.loads(answer.call or "0") == call_arguments(answer.task, answer.digits) for answer in called)
     metrics["calculator/exact"] = exact / len(called)
     spoken = questions(digits, each, seed + 1, aloud=True, tasks=TASKS[1:])
-    answer_all(speaker, spoken, Sampling(temperature=0.5, seed=seed))
+    answer_all(speaker, spoken, Sampling(temperature=0.3, seed=seed))
     return metrics | _aloud(speaker.codec, judge, voice, spoken, seed), spoken
 
 

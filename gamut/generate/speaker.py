@@ -19,7 +19,7 @@ from gamut.generate.tools import Toolbox, calculator
 from gamut.io.media import read_audio, resample, write_audio
 from gamut.models.omni import Omni
 
-SAMPLING = Sampling(temperature=0.5, max_new=400)  # ours; the released chat uses 0.7
+SAMPLING = Sampling(temperature=0.3, max_new=400)  # ours; the released chat uses 0.7
 
 
 @dataclass(frozen=True)
