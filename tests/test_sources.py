@@ -1,5 +1,6 @@
 """Recordings by name and by folder, with and without a copy or a network."""
 
+import hashlib
 import http.server
 import io
 import json
@@ -77,24 +78,24 @@ def archive(arrays: digit_set.Arrays) -> bytes:
     return buffer.getvalue()
 
 
-@with_data
+def few() -> digit_set.Arrays:
+    draw = np.random.default_rng(0)
+    clips = {f"{d}_ann_{t}.wav": draw.integers(-99, 99, 800).astype(np.int16) for d in range(10) for t in (0, 6, 9)}
+    return digit_set._arrays(clips)
+
+
 def test_a_download_is_checked_and_kept(alone, monkeypatch):
-    with np.load(Path(DATA) / "speech" / "fsdd_8k.npz") as file:
-        wanted = dict(file)
+    """The archive lists its files in another order; the samples are compared in the order of their names."""
+    wanted = few()
     server = serve(archive(wanted))
     monkeypatch.setattr(digit_set, "URL", f"http://127.0.0.1:{server.server_port}/x.zip")
+    monkeypatch.setattr(digit_set, "SHA256", hashlib.sha256(wanted["wav_int16"].tobytes()).hexdigest())
     fetched = digit_set.recordings()
     server.shutdown()
     server.server_close()
     assert all(np.array_equal(fetched[key], wanted[key]) for key in wanted)
     assert (alone / "fsdd_8k.npz").exists()
-    assert len(sources.digits("test")) == 300  # the server is gone: this is the cache
-
-
-def few() -> digit_set.Arrays:
-    draw = np.random.default_rng(0)
-    clips = {f"{d}_ann_{t}.wav": draw.integers(-99, 99, 800).astype(np.int16) for d in range(10) for t in (0, 6, 9)}
-    return digit_set._arrays(clips)
+    assert len(sources.digits("test")) == 10  # the server is gone: this is the cache
 
 
 def test_other_samples_than_the_published_are_refused(alone, monkeypatch):
@@ -127,27 +128,25 @@ def test_a_changed_copy_is_refused(alone, monkeypatch, tmp_path):
 def test_without_copy_or_network_the_voices_are_synthetic_and_say_so(alone, monkeypatch):
     pytest.importorskip("espeakng_loader")
     whole = digit_set.synthetic
-    monkeypatch.setattr(digit_set, "synthetic", lambda: whole(takes=9))
+    monkeypatch.setattr(digit_set, "synthetic", lambda: whole(takes=1))
     with pytest.raises(ConnectionError, match=r"cannot be downloaded.*set GAMUT_DATA to a folder that has speech/fsdd"):
-        sources.digits("train", "recordings")
-    start = time.monotonic()
+        sources.digits("test", "recordings")
     with pytest.warns(UserWarning, match="Going on with espeak-ng synthetic voices, not recordings of people"):
-        speech = sources.digits("train")
+        speech = sources.digits("test")
     assert speech.origin == "espeak-ng synthetic voices, not recordings of people"
     assert len(speech) == 10 * len(voices.VOICES) and speech[0].text == "0"
     assert all(800 < len(clip.wav) < 16000 and clip.wav.abs().max() > 0.1 for clip in speech)
     assert (alone / "espeak_digits_8k.npz").exists()
-    again = sources.digits("train", "synthetic")
-    assert torch.equal(again[3].wav, speech[3].wav) and time.monotonic() - start < 60
+    assert torch.equal(sources.digits("test", "synthetic")[3].wav, speech[3].wav)
 
 
 def test_a_name_server_that_never_answers_does_not_hang(alone, monkeypatch):
     monkeypatch.setattr(digit_set, "CONNECT_SECONDS", 0.2)
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_: time.sleep(3))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: time.sleep(30))
     start = time.monotonic()
     with pytest.raises(ConnectionError, match=r"no answer about 127.0.0.1 in 0.2 s"):
         sources.digits("test", "recordings")
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20  # far below the 30 s of the look-up, on a busy machine too
 
 
 def test_synthetic_speech_follows_speed_and_voice():

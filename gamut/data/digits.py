@@ -67,7 +67,7 @@ def _checked(arrays: Arrays, where: str) -> Arrays:
 
 def _save(path: Path, arrays: Arrays) -> None:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     atomic_write(path, buffer.getvalue())
 
 
