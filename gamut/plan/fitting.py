@@ -57,8 +57,8 @@ def prepare(table: ScalingTable) -> Prepared:
     """
     if len(table) < 5 or len(table.sizes) < 2 or len(np.unique(table.D)) < 2:
         raise ValueError(
-            f"{table.name} has {len(table)} rows, {len(table.sizes)} sizes N and {len(np.unique(table.D))} token counts "
-            "D; a law of both needs 5 rows, 2 sizes and 2 token counts at least"
+            f"{table.name} has {len(table)} rows, {len(table.sizes)} sizes N and {len(np.unique(table.D))} token "
+            "counts D; a law of both needs 5 rows, 2 sizes and 2 token counts at least"
         )
     runs = Runs.at(table.N, table.D, centre_of(table), epochs_of(table))
     y, weights = np.log(table.loss), row_weights(table)
