@@ -39,9 +39,9 @@ def train(run, phases=1, pause=0.0, steps=STEPS, tell=None, view=None):
     a, b = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.Linear(16, 4)), nn.Linear(4, 1)
 
     def step(batch, phase):
-        time.sleep(pause)
         if tell is not None:
             os.write(tell, b".")
+        time.sleep(pause)
         score = b(a(batch)).mean()
         return (score if phase == "a" else (score - 1).square()), {}
 
@@ -126,8 +126,9 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, number, code):
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path):
     run = Run.create(tmp_path, "run", {})
-    pid = child(lambda: train(run, pause=5.0))
-    time.sleep(0.3)
+    hear, tell = os.pipe()
+    pid = child(lambda: train(run, pause=5.0, tell=tell))
+    os.read(hear, 1)
     os.kill(pid, signal.SIGINT)
     time.sleep(0.2)
     began = time.perf_counter()
