@@ -85,6 +85,10 @@ class MelCodec(Pretrained, nn.Module):
     def decode_mel(self, ids_BN: Int[Tensor, "B N"]) -> Float[Tensor, "B M F"]:
         return self._decode_codes(self.quantise.ids_to_codes(ids_BN))
 
+    def distance(self, signal: Float[Tensor, "B T"]) -> float:
+        """Mean distance of the log-mels of a sound and of what its tokens give back."""
+        return float((self.decode_mel(self.encode(signal)) - self.mel(signal)).abs().mean())
+
     @torch.no_grad()
     def decode(self, latent: Int[Tensor, "B N"]) -> Float[Tensor, "B T"]:
         """Token ids to sound, ``stride[0]`` samples each."""

@@ -4,13 +4,13 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gamut.codecs.audio import MelCodec
 from gamut.codecs.chat import (
     AUDIO_END,
     AUDIO_PATCH,
@@ -73,10 +73,20 @@ def call(task: Task, digits: Sequence[int]) -> list[dict]:
     return [asked, {"role": "tool", "tool_call_id": "call_0", "content": task.answer(digits)}]
 
 
-def clearest(voice: Digits, codec: MelCodec, each: int) -> Digits:
-    """Of every digit the ``each`` recordings that the codec carries best (mean distance of log-mels)."""
-    wavs = [wav[None] for wav in voice.wavs]
-    distance = [float((codec.decode_mel(codec.encode(wav)) - codec.mel(wav)).abs().mean()) for wav in wavs]
+@runtime_checkable
+class Voice(Protocol):
+    """What talking needs of a codec: tokens for sound, and how much of a sound they lose."""
+
+    vocab: int
+
+    def encode(self, signal: Tensor) -> Tensor: ...
+
+    def distance(self, signal: Tensor) -> float: ...
+
+
+def clearest(voice: Digits, codec: Voice, each: int) -> Digits:
+    """Of every digit the ``each`` recordings that the codec carries best."""
+    distance = [codec.distance(wav[None]) for wav in voice.wavs]
     return voice.keep([i for ids in voice.by_digit.values() for i in sorted(ids, key=lambda i: distance[i])[:each]])
 
 
@@ -89,7 +99,7 @@ class Talks:
     """
 
     def __init__(
-        self, digits: Digits, voice: Digits, codec: MelCodec, words: Tokenizer, tools: Sequence[Mapping], seed: int = 0
+        self, digits: Digits, voice: Digits, codec: Voice, words: Tokenizer, tools: Sequence[Mapping], seed: int = 0
     ):
         self.digits, self.voice, self.codec, self.words = digits, voice, codec, words
         self.tools, self.seed = tools, seed

@@ -120,7 +120,7 @@ def resynthesis(codec: MelCodec, judge: DigitJudge, digits: Digits) -> dict[str,
         ids = codec.encode(wav[None])
         used |= set(ids[0].tolist())
         right += hear(judge, codec.decode(ids)[0])[0] == [digit]
-        distance += float((codec.decode_mel(ids) - codec.mel(wav[None])).abs().mean()) / len(digits)
+        distance += codec.distance(wav[None]) / len(digits)
     return {"codec/accuracy": right / len(digits), "codec/mel_l1": distance, "codec/codes": float(len(used))}
 
 
