@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from gamut.data import digits as digit_set
-from gamut.data import sources, voices
+from gamut.data import sources
+from gamut.io import fsdd, voices
 from gamut.io.media import write_audio
 
 DATA = os.environ.get("GAMUT_DATA", "")
@@ -27,7 +27,7 @@ def alone(tmp_path, monkeypatch):
     """No copy, an empty cache, and a home of the data that refuses at once."""
     monkeypatch.delenv("GAMUT_DATA", raising=False)
     monkeypatch.setenv("GAMUT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(digit_set, "URL", "http://127.0.0.1:9/digits.zip")
+    monkeypatch.setattr(fsdd, "URL", "http://127.0.0.1:9/digits.zip")
     return tmp_path / "cache"
 
 
@@ -64,7 +64,7 @@ def serve(body: bytes):
     return server
 
 
-def archive(arrays: digit_set.Arrays) -> bytes:
+def archive(arrays: fsdd.Arrays) -> bytes:
     import soundfile as sf
 
     ends, buffer = np.cumsum(arrays["length"]), io.BytesIO()
@@ -78,19 +78,19 @@ def archive(arrays: digit_set.Arrays) -> bytes:
     return buffer.getvalue()
 
 
-def few() -> digit_set.Arrays:
+def few() -> fsdd.Arrays:
     draw = np.random.default_rng(0)
     clips = {f"{d}_ann_{t}.wav": draw.integers(-99, 99, 800).astype(np.int16) for d in range(10) for t in (0, 6, 9)}
-    return digit_set._arrays(clips)
+    return fsdd._arrays(clips)
 
 
 def test_a_download_is_checked_and_kept(alone, monkeypatch):
     """The archive lists its files in another order; the samples are compared in the order of their names."""
     wanted = few()
     server = serve(archive(wanted))
-    monkeypatch.setattr(digit_set, "URL", f"http://127.0.0.1:{server.server_port}/x.zip")
-    monkeypatch.setattr(digit_set, "SHA256", hashlib.sha256(wanted["wav_int16"].tobytes()).hexdigest())
-    fetched = digit_set.recordings()
+    monkeypatch.setattr(fsdd, "URL", f"http://127.0.0.1:{server.server_port}/x.zip")
+    monkeypatch.setattr(fsdd, "SHA256", hashlib.sha256(wanted["wav_int16"].tobytes()).hexdigest())
+    fetched = fsdd.recordings()
     server.shutdown()
     server.server_close()
     assert all(np.array_equal(fetched[key], wanted[key]) for key in wanted)
@@ -100,7 +100,7 @@ def test_a_download_is_checked_and_kept(alone, monkeypatch):
 
 def test_other_samples_than_the_published_are_refused(alone, monkeypatch):
     server = serve(archive(few()))
-    monkeypatch.setattr(digit_set, "URL", f"http://127.0.0.1:{server.server_port}/x.zip")
+    monkeypatch.setattr(fsdd, "URL", f"http://127.0.0.1:{server.server_port}/x.zip")
     with pytest.raises(ValueError, match=r"are not the published ones: SHA-256 .* should be 6f643a74"):
         sources.digits("test")
     server.shutdown()
@@ -110,7 +110,7 @@ def test_other_samples_than_the_published_are_refused(alone, monkeypatch):
 
 def test_half_an_archive_is_not_taken_for_a_whole_one(alone, monkeypatch):
     server = serve(archive(few())[:5000])
-    monkeypatch.setattr(digit_set, "URL", f"http://127.0.0.1:{server.server_port}/x.zip")
+    monkeypatch.setattr(fsdd, "URL", f"http://127.0.0.1:{server.server_port}/x.zip")
     with pytest.raises(ConnectionError, match="archive of the digit set is incomplete"):
         sources.digits("test", "recordings")
     server.shutdown()
@@ -119,7 +119,7 @@ def test_half_an_archive_is_not_taken_for_a_whole_one(alone, monkeypatch):
 
 
 def test_a_changed_copy_is_refused(alone, monkeypatch, tmp_path):
-    digit_set._save(tmp_path / "speech" / "fsdd_8k.npz", few())
+    fsdd._save(tmp_path / "speech" / "fsdd_8k.npz", few())
     monkeypatch.setenv("GAMUT_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=r"fsdd_8k.npz are not the published ones.*delete that copy"):
         sources.digits()
@@ -127,8 +127,8 @@ def test_a_changed_copy_is_refused(alone, monkeypatch, tmp_path):
 
 def test_without_copy_or_network_the_voices_are_synthetic_and_say_so(alone, monkeypatch):
     pytest.importorskip("espeakng_loader")
-    whole = digit_set.synthetic
-    monkeypatch.setattr(digit_set, "synthetic", lambda: whole(takes=1))
+    whole = fsdd.synthetic
+    monkeypatch.setattr(fsdd, "synthetic", lambda: whole(takes=1))
     with pytest.raises(ConnectionError, match=r"cannot be downloaded.*set GAMUT_DATA to a folder that has speech/fsdd"):
         sources.digits("test", "recordings")
     with pytest.warns(UserWarning, match="Going on with espeak-ng synthetic voices, not recordings of people"):
@@ -141,7 +141,7 @@ def test_without_copy_or_network_the_voices_are_synthetic_and_say_so(alone, monk
 
 
 def test_a_name_server_that_never_answers_does_not_hang(alone, monkeypatch):
-    monkeypatch.setattr(digit_set, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(fsdd, "CONNECT_SECONDS", 0.2)
     monkeypatch.setattr("socket.getaddrinfo", lambda *_: time.sleep(30))
     start = time.monotonic()
     with pytest.raises(ConnectionError, match=r"no answer about 127.0.0.1 in 0.2 s"):

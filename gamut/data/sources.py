@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gamut.data import digits as digit_set
-from gamut.data import voices
-from gamut.data.digits import DIGITS as DIGITS
+from gamut.io import fsdd, voices
+from gamut.io.fsdd import DIGITS as DIGITS
 from gamut.io.media import read_audio
 
 TAKES = {"test": range(0, 5), "validation": range(5, 8), "train": range(8, 50)}  # test: the set's own split
@@ -79,17 +78,17 @@ def digits(split: str = "train", source: str = "auto") -> Speech:
         raise ValueError(f"split must be one of {', '.join(TAKES)}, got {split!r}")
     if source not in ("auto", "recordings", "synthetic"):
         raise ValueError(f"source must be 'auto', 'recordings' or 'synthetic', got {source!r}")
-    origin, licence = digit_set.ORIGIN, digit_set.LICENCE
+    origin, licence = fsdd.ORIGIN, fsdd.LICENCE
     if source != "synthetic":
         try:
-            arrays = digit_set.recordings()
+            arrays = fsdd.recordings()
         except ConnectionError as error:
             if source == "recordings":
                 raise
             warnings.warn(f"{error} Going on with {voices.ORIGIN}.", stacklevel=2)
             source = "synthetic"
     if source == "synthetic":
-        arrays, origin, licence = digit_set.synthetic(), voices.ORIGIN, "made here"
+        arrays, origin, licence = fsdd.synthetic(), voices.ORIGIN, "made here"
     wav, ends = arrays["wav_int16"], np.cumsum(arrays["length"])
 
     def read(i: int) -> Clip:
@@ -194,7 +193,7 @@ def ljspeech(rate: int | None = None) -> Speech:
 
 
 def _parquet(name: str) -> list[dict]:
-    root = digit_set.data_root()
+    root = fsdd.data_root()
     if root is None or not (root / "speech" / name).exists():
         raise ValueError(f"speech/{name} is not under GAMUT_DATA ({root or 'not set'}), and it is not fetched from "
                          f"elsewhere; set GAMUT_DATA to the folder that holds it")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gamut.data import voices
+from gamut.io import voices
 from gamut.io.files import atomic_write
 from gamut.io.media import soundfile
 
