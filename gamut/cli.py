@@ -241,12 +241,10 @@ def chat(question: Path, /, *, model: Path | None = None, system: str = "", out:
         out: where the spoken answer goes.
     """
     from gamut import api
+    from gamut.generate.speaker import Speaker
 
-    folder = model or api.shipped("step_audio_2")
-    recipe = api.maker(folder) if model else read("step_audio_2")
-    _able(recipe, "chat")
-    answer = api.module(recipe).chat(question, model=folder, system=system, out=out)
-    console().print(Text(str(answer)), soft_wrap=True)
+    figures = Speaker.load(model or api.shipped("step_audio_2")).chat(question, system, out=out)
+    console().print(Text(figures), soft_wrap=True)
 
 
 def _able(recipe: Recipe, what: str) -> None:

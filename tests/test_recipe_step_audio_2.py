@@ -1,4 +1,4 @@
-"""The Step-Audio 2 recipes whole, at a size of seconds; stopped in every stage; and the claims of the shipped weights."""
+"""The Step-Audio 2 recipe whole, at a size of seconds; stopped in every stage; the claims of the shipped weights."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gamut.generate.speaker import Speaker
 from gamut.io.folders import read_tensors
 from gamut.recipes import step_audio_2
 
@@ -36,7 +37,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 @recordings
 def test_stopped_in_every_stage_and_resumed_it_is_the_same_run(tmp_path):
-    """Ctrl-C in hear, align and main: each says how to go on, and the weights at the end are those of a run in one go."""
+    """Ctrl-C in hear, align and main: each says how to go on, and the final weights are those of a run in one go."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     fresh = ["step_audio_2", *options, f"--out={tmp_path}"]
     whole = start(*fresh, "--name=whole")
@@ -64,7 +65,7 @@ def test_stopped_in_every_stage_and_resumed_it_is_the_same_run(tmp_path):
     result = json.loads((cut / "result.json").read_text())
     assert {"digits/wer", "arithmetic/text", "arithmetic/aloud"} <= result["metrics"].keys()
     report = (cut / "report.html").read_text()
-    assert "<audio" in report and "Free Spoken Digit Dataset" in report
+    assert "<audio" in report and "Free Spoken Digit Dataset, recordings of six people" in report
 
 
 def _begun(run: Path, stage: str) -> bool:
@@ -92,7 +93,7 @@ def test_paper_size_is_minis_size():
 
 def test_chat_refuses_what_the_tiny_model_was_not_taught(tmp_path):
     with pytest.raises(ValueError, match=r"was not taught to 'Sing\.'; --system must be one of\n  请"):
-        step_audio_2.chat(tmp_path / "q.wav", model=SHIPPED, system="Sing.")
+        Speaker.load(SHIPPED).chat(tmp_path / "q.wav", "Sing.")
 
 
 @recordings
@@ -111,9 +112,7 @@ def test_chat_answers_a_recording(tmp_path, capsys):
 
     clips = {clip.labels["digit"]: clip.wav for clip in sources.digits("test") if clip.speaker == "theo"}
     question = write_audio(tmp_path / "q.wav", torch.cat([clips[3], torch.zeros(1600), clips[4]]), 8000)
-    figures = step_audio_2.chat(
-        question, model=SHIPPED, system="Say the larger of the two numbers.", out=tmp_path / "a.wav"
-    )
+    figures = Speaker.load(SHIPPED).chat(question, "Say the larger of the two numbers.", out=tmp_path / "a.wav")
     assert capsys.readouterr().out.strip() == "4"
     wav, rate = read_audio(tmp_path / "a.wav")
     assert rate == 8000 and len(wav) > 2000

@@ -14,6 +14,7 @@ from torch import Tensor
 from gamut.codecs.audio import MelCodec
 from gamut.codecs.chat import ANSWER_SPEECH, ANSWER_TEXT, EOT, encode_chat, remember
 from gamut.codecs.mel import hear, pad_mels
+from gamut.codecs.text import Tokenizer
 from gamut.codecs.toolcall import parse_tool_calls
 from gamut.codecs.weave import Marks, parse_ta4
 from gamut.data.spoken import RATE, TASKS, Digits, Task
@@ -24,8 +25,9 @@ from gamut.evals.metrics import error_rate
 from gamut.generate.ar import Prompt, Sample, generate
 from gamut.generate.sampling import Sampling
 from gamut.generate.speaker import Speaker
-from gamut.io.report import Audio, Card, Columns, Heading, Mel, Tokens
+from gamut.generate.tools import Toolbox, calculator
 from gamut.models.judge import DigitJudge
+from gamut.models.omni import Omni
 
 GREEDY = Sampling(temperature=0.0)
 LONGEST = 120  # tokens of an answer: about four seconds of speech
@@ -98,6 +100,15 @@ def questions(digits: Digits, each: int, seed: int, aloud: bool, tasks: Sequence
     return out
 
 
+TOOLS = Toolbox([calculator()])
+
+
+def speaker_of(model: Omni, words: Tokenizer, codec: MelCodec) -> Speaker:
+    """A trained model as one that can be asked, and knows what it was taught."""
+    taught = {task.prompt: {"aloud": task != TASKS[0], "tools": bool(task.tool)} for task in TASKS}
+    return Speaker(model.eval(), words, codec, TOOLS, taught)
+
+
 def examine(
     speaker: Speaker, judge: DigitJudge, digits: Digits, voice: Digits, each: int = 50, seed: int = 0
 ) -> tuple[dict[str, float], list[Answer]]:
@@ -163,25 +174,3 @@ def _constant(answers: Sequence[Answer]) -> float:
     for answer in answers:
         by_task.setdefault(answer.task.name, Counter())[answer.wanted] += 1
     return sum(max(counts.values()) for counts in by_task.values()) / len(answers)
-
-
-def samples(speaker: Speaker, judge: DigitJudge, answers: Sequence[Answer], count: int = 10) -> list:
-    """Blocks of a report: questions and answers to listen to, taken evenly from all, right or wrong."""
-    chosen = answers[:: max(1, len(answers) // count)][:count]
-    cards = []
-    for answer in chosen:
-        heard = "".join(map(str, judged(judge, answer.wav)[0])) or "nothing"
-        said = " ".join(map(str, answer.digits))
-        strip = [(speaker.words.inner.id_to_token(i) or "", i, _kind(speaker, i)) for i in answer.ids]
-        blocks = [Audio(f"question: {said}", answer.sound, RATE)]
-        if len(answer.wav):
-            mel = speaker.codec.mel(answer.wav[None])[0]
-            blocks += [Audio(f"answer: {answer.text}, heard as {heard}", answer.wav, RATE),
-                       Mel("mel of the answer", mel, len(answer.wav) / RATE)]  # fmt: skip
-        cards.append(Card(f"{answer.task.prompt} → {answer.wanted}", [*blocks, Tokens("tokens", strip)]))
-    return [Heading("Listen", "Held-out recordings ask; the answers are drawn evenly, right or wrong."), Columns(cards)]
-
-
-def _kind(speaker: Speaker, id: int) -> str:
-    first = speaker.words.id("<audio_0>")
-    return "audio" if id >= first else "special" if id >= speaker.words.id("<|BOT|>") else "text"

@@ -1,8 +1,9 @@
 """A model that hears and speaks, as one thing: its weights, its words, its voice and its tools."""
 
+import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from gamut.generate.tools import Toolbox, calculator
 from gamut.io.media import read_audio, resample, write_audio
 from gamut.models.omni import Omni
 
+TAUGHT = "taught.json"
 SAMPLING = Sampling(temperature=0.3, max_new=400)  # ours; the released chat uses 0.7
 
 
@@ -30,17 +32,23 @@ class Speaker:
     words: Tokenizer
     codec: MelCodec
     tools: Toolbox
+    taught: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
+    """Requests a small model was taught, each with how it answers (``aloud``, ``tools``); a large one takes any."""
 
     @classmethod
     def load(cls, path: str | Path) -> "Speaker":
         """From a folder that ``save`` wrote, or the run folder around it. Its tool is the calculator."""
         path = Path(path)
         path = path / "model" if (path / "model" / "config.json").exists() else path
-        codec = MelCodec.from_pretrained(path / "melcodec")
-        return cls(Omni.from_pretrained(path), Tokenizer.from_pretrained(path), codec, Toolbox([calculator()]))
+        codec, taught = MelCodec.from_pretrained(path / "melcodec"), path / TAUGHT
+        return cls(
+            Omni.from_pretrained(path), Tokenizer.from_pretrained(path), codec, Toolbox([calculator()]),
+            json.loads(taught.read_text()) if taught.exists() else {},
+        )  # fmt: skip
 
     def save(self, path: Path, card: str = "") -> None:
-        self.model.save_pretrained(path, card=card, files=self.words.files())
+        taught = json.dumps(dict(self.taught), ensure_ascii=False, indent=1)
+        self.model.save_pretrained(path, card=card, files=self.words.files() | {TAUGHT: taught})
         self.codec.save_pretrained(path / "melcodec", card="The codec of the model in the folder above.\n")
 
     def ask(
@@ -64,11 +72,20 @@ class Speaker:
             prefill=(ANSWER_TEXT, last) if tools else last,
         )  # fmt: skip
 
-    def chat(self, question: Path, system: str, *, aloud: bool = True, tools: bool = False, out: Path) -> str:
-        """Print the answer to a sound file while it comes, write what is said to ``out``; returns a line of figures."""
+    def chat(self, question: str | Path, system: str = "", *, out: str | Path = "answer.wav") -> str:
+        """Print the answer to a sound file while it comes, write what is said to ``out``; returns a line of figures.
+
+        Raises:
+            ValueError: a request that this model was not taught; what ``read_audio`` says of the file.
+        """
+        system = system or next((name for name, how in self.taught.items() if how["aloud"]), "")
+        if self.taught and system not in self.taught:
+            listed = "\n  ".join(self.taught)
+            raise ValueError(f"this model was not taught to {system!r}; --system must be one of\n  {listed}")
+        how = self.taught.get(system, {"aloud": True, "tools": False})
         wav, rate = read_audio(question)
         began, first, spoken = time.perf_counter(), 0.0, []
-        for event in self.ask(wav, rate, system, aloud=aloud, tools=tools):
+        for event in self.ask(wav, rate, system, **how):
             match event:
                 case Words(text):
                     print(text, end="", flush=True)

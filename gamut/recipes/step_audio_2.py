@@ -10,6 +10,7 @@ Qwen2-Audio's), alignment of the adaptor alone, then everything but the encoder 
 text and speech, text to speech, and a calculator called as a tool.
 """
 
+import json
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gamut.codecs.audio import MelCodec
+import gamut
 from gamut.codecs.mel import hear, pad_mels
 from gamut.codecs.text import Tokenizer
 from gamut.data import sources
@@ -26,13 +27,12 @@ from gamut.data.load import Batches
 from gamut.data.spoken import RATE, TASKS, Digits, noisy
 from gamut.data.talks import Talks, clearest, tokenizer
 from gamut.evals.claims import Claim, Result
-from gamut.evals.talks import examine, samples
-from gamut.generate.speaker import Speaker
-from gamut.generate.tools import Toolbox, calculator
+from gamut.evals.talk_report import MEASURED, provenance, samples
+from gamut.evals.talks import TOOLS, Speaker, examine, speaker_of
+from gamut.io.files import atomic_write
 from gamut.io.runs import Run
 from gamut.losses.next_token import next_token_from_hidden
 from gamut.models.audio_encoder import AudioEncoder, AudioEncoderConfig
-from gamut.models.judge import DigitJudge
 from gamut.models.lm import LMConfig
 from gamut.models.omni import Omni, OmniConfig
 from gamut.train.loop import fit
@@ -69,8 +69,8 @@ TINY = Config()
 PAPER = replace(TINY, width=3584, layers=28, heads=28, kv_heads=4, ffn=18944, encoder_width=1280, encoder_layers=32,
                 encoder_heads=20, adapter=2048, align_steps=12000, align_lr=1e-4, main_lr=2e-5)  # fmt: skip
 PAPER_VOCAB = 158720
+WEIGHTS = "weights/step_audio_2"
 TAKES = 10  # recordings of each digit that the answering voice learns from: those the codec carries best. Ours
-ROOT = Path(__file__).parents[2]
 
 
 def model_config(cfg: Config, vocab: int, **ids: int) -> OmniConfig:
@@ -149,40 +149,40 @@ def learn_to_talk(cfg: Config, model: Omni, talks: Talks, run: Run | None) -> No
 
 
 def main(cfg: Config = TINY, run: Run | None = None) -> Result:
-    folder = Path(cfg.codec) if Path(cfg.codec).exists() else ROOT / cfg.codec
-    codec, judge = (kind.from_pretrained(folder / kind.__name__.lower()) for kind in (MelCodec, DigitJudge))
-    spoken, held_out = sources.digits("train", cfg.source), sources.digits("test", cfg.source)
-    voice = cfg.voice if cfg.voice in {clip.speaker for clip in held_out} else held_out[0].speaker
-    digits, tools = Digits(spoken), Toolbox([calculator()])
-    words = tokenizer(codec.vocab, tools.schemas)
+    codec = gamut.load(shipped(cfg.codec) / "melcodec")
+    spoken = sources.digits("train", cfg.source)
+    voice = cfg.voice if cfg.voice in {clip.speaker for clip in spoken} else spoken[0].speaker
+    digits, answers_in = Digits(spoken), clearest(Digits(spoken, (voice,)), codec, TAKES)
+    words = tokenizer(codec.vocab, TOOLS.schemas)
     model = build(cfg, words)
     learn_to_hear(cfg, model.encoder, digits, run)
-    answers_in = clearest(Digits(spoken, (voice,)), codec, TAKES)
-    learn_to_talk(cfg, model, Talks(digits, answers_in, codec, words, tools.schemas, cfg.seed), run)
-    speaker = Speaker(model.eval(), words, codec, tools)
-    metrics, answers = examine(speaker, judge, Digits(held_out), Digits(held_out, (voice,)), seed=cfg.seed)
+    learn_to_talk(cfg, model, Talks(digits, answers_in, codec, words, TOOLS.schemas, cfg.seed), run)
+    speaker = speaker_of(model, words, codec)
+    result = measured(cfg, speaker, voice)
     if run is not None:
-        facts = "\n".join(f"- {name}: {value:.4g}" for name, value in metrics.items())
-        speaker.save(run.path / "model", card=CARD.format(held_out.origin, held_out.licence, voice, cfg.seed, facts))
-    return Result(metrics, notes={"origin": held_out.origin, "report": samples(speaker, judge, answers)})
+        facts = "\n".join(f"- {name}: {value:.4g}" for name, value in result.metrics.items())
+        speaker.save(run.path / "model", card=CARD.format(spoken.origin, spoken.licence, voice, cfg.seed, facts))
+        atomic_write(run.path / "model" / MEASURED, json.dumps(result.metrics, indent=1))
+    return result
+
+
+def measured(cfg: Config, speaker: Speaker, voice: str) -> Result:
+    """Held-out recordings ask, the judge listens."""
+    judge = gamut.load(shipped(cfg.codec) / "digitjudge")
+    held_out = sources.digits("test", cfg.source)
+    metrics, answers = examine(speaker, judge, Digits(held_out), Digits(held_out, (voice,)), seed=cfg.seed)
+    made = provenance(held_out.origin, shipped(cfg.codec), metrics, shipped(WEIGHTS))
+    return Result(metrics, notes={"report": [*made, *samples(speaker, judge, answers)]})
 
 
 def evaluate(folder: Path) -> Result:
-    """The same questions again, for a run or a saved model: held-out recordings, seed 0."""
-    speaker, judge = Speaker.load(folder), DigitJudge.from_pretrained(ROOT / TINY.codec / "digitjudge")
-    held_out = sources.digits("test")
-    metrics, answers = examine(speaker, judge, Digits(held_out), Digits(held_out, (TINY.voice,)))
-    return Result(metrics, notes={"origin": held_out.origin, "report": samples(speaker, judge, answers)})
+    """The same examination again, for a run or a saved model."""
+    return measured(TINY, Speaker.load(folder), TINY.voice)
 
 
-def chat(question: Path, *, model: Path, system: str = "", out: Path = Path("answer.wav")) -> str:
-    """Ask a recording's question of a tiny model, in one of the ways it was taught; see ``Speaker.chat``."""
-    known = {task.prompt: task for task in TASKS}
-    if (system := system or TASKS[1].prompt) not in known:
-        listed = "\n  ".join(known)
-        raise ValueError(f"the tiny model was not taught to {system!r}; --system must be one of\n  {listed}")
-    task = known[system]
-    return Speaker.load(model).chat(question, system, aloud=task != TASKS[0], tools=bool(task.tool), out=out)
+def shipped(folder: str) -> Path:
+    """The folder as given, or as it lies in the repository."""
+    return Path(folder) if Path(folder).exists() else Path(__file__).parents[2] / folder
 
 
 CARD = """# Step-Audio 2, tiny
