@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from gamut.data import sources
+from gamut.data import corpora, sources
+from gamut.data.folders import folder
 from gamut.io import fsdd, voices
 from gamut.io.media import write_audio
 
@@ -191,13 +192,13 @@ LISTS = {
 @pytest.mark.parametrize("name", LISTS)
 def test_own_recordings(own, name):
     (own / name).write_text(LISTS[name])
-    speech = sources.folder(own, 8000)
+    speech = folder(own, 8000)
     assert [clip.text for clip in speech] == ["one, two", "three"]
     assert [(clip.name, clip.rate, len(clip.wav)) for clip in speech] == [("a", 8000, 4000), ("b", 8000, 4000)]
     if name != "metadata.csv":
         assert [clip.speaker for clip in speech] == ["ann", "bob"]
     assert str(own) in speech.origin
-    assert sources.folder(own, origin="my own voice").origin == "my own voice"
+    assert folder(own, origin="my own voice").origin == "my own voice"
 
 
 FAULTS = {
@@ -218,21 +219,21 @@ def test_faults_in_a_transcript_file_are_named_by_line(own, kind):
     name, content, message = FAULTS[kind]
     (own / name).write_text(content)
     with pytest.raises(ValueError, match=message):
-        sources.folder(own)
+        folder(own)
     assert (own / "a.wav").exists() and (own / name).read_text() == content
 
 
 def test_folders_that_are_none(tmp_path):
     with pytest.raises(ValueError, match=r"holds no transcripts; allowed: transcripts.csv, .* write one line per clip"):
-        sources.folder(tmp_path)
+        folder(tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):
-        sources.folder(tmp_path / "x")
+        folder(tmp_path / "x")
 
 
 @with_data
 def test_coffee_orders_and_lj_speech():
     pytest.importorskip("pyarrow")
-    coffee, lj = sources.coffee(), sources.ljspeech(16000)
+    coffee, lj = corpora.coffee(), corpora.ljspeech(16000)
     assert (len(coffee), len(lj)) == (530, 8)
     assert coffee[0].rate == 16000 and "coffeeDrink" in coffee[0].labels["slots"] and len(coffee[0].wav) > 8000
     assert lj[0].rate == 16000 and lj[0].text.startswith("Printing") and lj.licence == "public domain"
@@ -241,4 +242,4 @@ def test_coffee_orders_and_lj_speech():
 
 def test_data_that_is_only_under_gamut_data(alone):
     with pytest.raises(ValueError, match=r"speech/ljspeech_8.parquet is not under GAMUT_DATA \(not set\)"):
-        sources.ljspeech()
+        corpora.ljspeech()

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gamut.codecs.mel import levelled, log_mel
-from gamut.data.sources import DIGITS
 from gamut.data.spoken import RATE, Digits, not_speech
+from gamut.io.fsdd import DIGITS
 from gamut.io.media import resample
 from gamut.models.judge import DigitJudge, best_path
 

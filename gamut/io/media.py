@@ -99,7 +99,7 @@ def _bytes(source: str | Path | bytes) -> tuple[bytes, str]:
         path = Path(source)
         name = f"'{path}'"
         if path.is_dir():
-            raise ValueError(f"{name} is a folder; give one sound file, or read all with gamut.data.sources.folder")
+            raise ValueError(f"{name} is a folder; give one sound file, or read all with gamut.data.folders.folder")
         if not path.exists():
             raise ValueError(f"{name} does not exist; give the path of a sound file (WAV, FLAC, OGG, MP3)")
         data = path.read_bytes()

@@ -1,0 +1,44 @@
+"""Public sets of speech that are read from ``$GAMUT_DATA`` alone, never fetched."""
+
+import json
+
+from gamut.data.sources import Clip, Speech
+from gamut.io import fsdd
+from gamut.io.media import read_audio
+
+
+def coffee(rate: int | None = None) -> Speech:
+    """530 spoken coffee orders of over 50 people, 16 kHz: no transcript; ``labels`` hold ``intent`` and ``slots``."""
+    rows = _parquet("coffee_commands_16k.parquet")
+
+    def read(i: int) -> Clip:
+        wav, found = read_audio(rows[i]["opus"], rate)
+        labels = {"intent": rows[i]["intent"], "slots": json.loads(rows[i]["slots"])}
+        return Clip(wav, found, "", name=str(rows[i]["id"]), labels=labels)
+
+    origin = "crowd-sourced spoken coffee orders (Picovoice speech-to-intent benchmark)"
+    return Speech("coffee orders", origin, "Apache-2.0", read, range(len(rows)))
+
+
+def ljspeech(rate: int | None = None) -> Speech:
+    """Eight sentences of LJ Speech, one reader, 22.05 kHz; ``text`` is the normalised transcript."""
+    rows = _parquet("ljspeech_8.parquet")
+
+    def read(i: int) -> Clip:
+        wav, found = read_audio(rows[i]["flac"], rate)
+        return Clip(wav, found, rows[i]["text_norm"], "LJ", str(rows[i]["id"]), {"raw": rows[i]["text"]})
+
+    return Speech("LJ Speech, 8 sentences", "LJ Speech, recordings of one reader", "public domain", read,
+                  range(len(rows)))
+
+
+def _parquet(name: str) -> list[dict]:
+    root = fsdd.data_root()
+    if root is None or not (root / "speech" / name).exists():
+        raise ValueError(f"speech/{name} is not under GAMUT_DATA ({root or 'not set'}), and it is not fetched from "
+                         f"elsewhere; set GAMUT_DATA to the folder that holds it")
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("Parquet files need pyarrow; run: pip install pyarrow") from error
+    return pyarrow.parquet.read_table(root / "speech" / name).to_pylist()
