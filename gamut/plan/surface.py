@@ -65,8 +65,8 @@ class Surface:
     """ln L is the weighted mean of the parts' (one part, unless the law was "auto").
 
     Args:
-        noise: standard deviation of a run's log loss around the law. spread: factor on the bootstrap's width; chosen so
-            that intervals of past hold-outs covered what they said (benchmarks/scaling.py).
+        noise: standard deviation of a run's log loss around the law. spread: factor on the bootstrap's width, by which
+            hold-outs can widen it (benchmarks/scaling.py measures the coverage).
         holdouts: one row per hold-out: what was kept back, rows, and each law's error in percent.
         notes: warnings of the fit. reference: kappa on the same table, to warn by.
     """
