@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gamut.codecs.mel import griffin_lim, log_mel
+from gamut.codecs.griffin_lim import griffin_lim, log_mel
 from gamut.io.pretrained import Pretrained
 from gamut.nn.conv import ConvNeXt
 from gamut.nn.quantise import FSQ

@@ -1,7 +1,7 @@
-"""Sound to spectrogram, for every model that hears, and the way back.
+"""Sound to log-mel, for every model that hears: filters, short-time spectrum, and Step-Audio 2's front-end.
 
 T samples · F frames · K frequency bins · M mel channels · N clips
-Mels are channels x frames; ``fbank`` is frames x bins, as its users expect. No torchaudio, no librosa.
+Mels are channels x frames. Other mels: vocoder_mel.py, fbank.py; the way back to sound: griffin_lim.py.
 """
 
 import functools
@@ -69,7 +69,8 @@ def _to_hz(mel: Tensor, scale: str) -> Tensor:
 
 
 @functools.lru_cache(maxsize=32)
-def _window(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def hann(length: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " T"]:
+    """The periodic Hann window of so many samples. The result is cached: do not write to it."""
     with torch.inference_mode(False):
         return torch.hann_window(length, dtype=dtype, device=device)
 
@@ -86,12 +87,15 @@ def stft(
     rows = wav.reshape(-1, wav.shape[-1])
     rows = F.pad(rows, (0, max(0, pad + 1 - rows.shape[-1])))
     rows = F.pad(rows, (pad, pad), mode="reflect")
-    window = _window(win or n_fft, wav.dtype, wav.device)
+    window = hann(win or n_fft, wav.dtype, wav.device)
     out = torch.stft(rows, n_fft, hop, win or n_fft, window, center=False, return_complex=True)
     return out.unflatten(0, wav.shape[:-1]) if wav.ndim > 1 else out[0]
 
 
-def _filtered(power: Tensor, rate: int, n_fft: int, mels: int, fmin: float = 0.0, fmax: float | None = None) -> Tensor:
+def filtered(
+    power: Float[Tensor, "*B K F"], rate: int, n_fft: int, mels: int, fmin: float = 0.0, fmax: float | None = None
+) -> Float[Tensor, "*B M F"]:
+    """Power or magnitude through ``mel_filters``."""
     return mel_filters(rate, n_fft, mels, fmin, fmax, dtype=power.dtype, device=power.device) @ power
 
 
@@ -110,7 +114,7 @@ def whisper_mel(wav: Float[Tensor, "*B T"], mels: int = 128, pad: int = 0) -> Fl
     if wav.shape[-1] + pad < WHISPER_HOP:
         raise ValueError(f"a log-mel needs at least {WHISPER_HOP} samples (10 ms at 16 kHz), got {wav.shape[-1]}")
     power = stft(F.pad(wav, (0, pad)), WHISPER_FFT, WHISPER_HOP)[..., :-1].abs().square()
-    log = _filtered(power, WHISPER_RATE, WHISPER_FFT, mels).clamp(min=1e-10).log10()
+    log = filtered(power, WHISPER_RATE, WHISPER_FFT, mels).clamp(min=1e-10).log10()
     return (log.maximum(log.amax((-2, -1), keepdim=True) - 8) + 4) / 4
 
 
@@ -160,110 +164,6 @@ def patches(frames: int) -> int:
 def pieces(wav: Float[Tensor, " T"], rate: int = WHISPER_RATE, seconds: float = PIECE_SECONDS) -> list[Tensor]:
     """Cut a recording into pieces of at most ``seconds``; each becomes an audio block of its own."""
     return list(wav.split(int(seconds * rate)))
-
-
-def vocoder_mel(
-    wav: Float[Tensor, "*B T"], *, rate: int, n_fft: int, hop: int, mels: int = 80, fmin: float = 0.0,
-    fmax: float | None = 8000.0,
-) -> Float[Tensor, "*B M F"]:
-    """Natural-log magnitude mel in the HiFi-GAN manner: mirrored by (n_fft - hop) / 2, so T // hop frames.
-
-    Source: fact sheet §6.1 and its 22.05 kHz sibling; fixture audio_frontends.
-    """
-    spectrum = stft(wav, n_fft, hop, pad=(n_fft - hop) // 2)
-    magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
-    return _filtered(magnitude, rate, n_fft, mels, fmin, fmax).clamp(min=1e-5).log()
-
-
-mel24 = functools.partial(vocoder_mel, rate=24000, n_fft=1920, hop=480)  # 50 Hz, Step-Audio 2's flow and vocoder
-mel22 = functools.partial(vocoder_mel, rate=22050, n_fft=1024, hop=256)  # Step-Audio's
-
-
-@functools.lru_cache(maxsize=8)
-def _povey(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.hann_window(length, periodic=False, dtype=dtype, device=device) ** 0.85
-
-
-def fbank(
-    wav: Float[Tensor, "*B T"], rate: int = 16000, mels: int = 80, *, centred: bool = False
-) -> Float[Tensor, "*B F M"]:
-    """Kaldi's log filterbank energies without dither: 25 ms frames every 10 ms, only whole frames.
-
-    Args:
-        centred: subtract each bin's mean over time (what the CAM++ speaker network is fed).
-    Raises:
-        ValueError: for sound shorter than one frame.
-    """
-    size, hop = rate * 25 // 1000, rate // 100
-    if wav.shape[-1] < size:
-        raise ValueError(f"fbank needs at least {size} samples (25 ms at {rate} Hz), got {wav.shape[-1]}")
-    frames = wav.unfold(-1, size, hop)
-    frames = frames - frames.mean(-1, keepdim=True)
-    frames = frames - 0.97 * torch.cat([frames[..., :1], frames[..., :-1]], -1)
-    n_fft = 1 << (size - 1).bit_length()
-    power = torch.fft.rfft(frames * _povey(size, wav.dtype, wav.device), n_fft).abs().square()
-    filters = mel_filters(rate, n_fft, mels, 20.0, scale="kaldi", dtype=wav.dtype, device=wav.device)
-    energy = (power @ filters.T).clamp(min=torch.finfo(torch.float32).eps).log()
-    return energy - energy.mean(-2, keepdim=True) if centred else energy
-
-
-def log_mel(
-    wav: Float[Tensor, "*B T"], *, rate: int, n_fft: int, hop: int, mels: int, win: int | None = None,
-    fmin: float = 0.0, fmax: float | None = None,
-) -> Float[Tensor, "*B M F"]:
-    """Natural-log magnitude mel with centred frames, floored at 1e-5: the one ``griffin_lim`` undoes. Ours.
-
-    Returns:
-        T // hop frames; frame f is centred on sample f * hop.
-    Raises:
-        ValueError: for sound shorter than one hop.
-    """
-    if wav.shape[-1] < hop:
-        raise ValueError(f"a log-mel needs at least one hop of {hop} samples, got {wav.shape[-1]}")
-    magnitude = stft(wav, n_fft, hop, win=win)[..., :wav.shape[-1] // hop].abs()
-    return _filtered(magnitude, rate, n_fft, mels, fmin, fmax).clamp(min=1e-5).log()
-
-
-@functools.lru_cache(maxsize=16)
-def _inverse(rate: int, n_fft: int, mels: int, fmin: float, fmax: float | None, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        filters = mel_filters(rate, n_fft, mels, fmin, fmax, dtype=torch.float64)
-        return torch.linalg.pinv(filters).float().to(device)
-
-
-@torch.no_grad()
-def griffin_lim(
-    mel: Float[Tensor, "*B M F"], *, rate: int, n_fft: int, hop: int, win: int | None = None, fmin: float = 0.0,
-    fmax: float | None = None, iterations: int = 32, momentum: float = 0.99, seed: int = 0,
-    known: Float[Tensor, "*B P"] | None = None,
-) -> Float[Tensor, "*B T"]:
-    """Sound whose ``log_mel`` (same settings) is close to ``mel``: pseudo-inverse of the filters, then fast
-    Griffin-Lim (Perraudin, Balazs, Søndergaard 2013) from a seeded random phase.
-
-    Args:
-        momentum: 0 is the plain algorithm. seed: of the first phase, the same for each row, so that a row's
-            sound does not depend on its batch.
-        known: the first P samples, held as they are: a stream's earlier sound, so that phases run on from it.
-    Returns:
-        F * hop samples.
-    """
-    rows = mel.reshape(-1, *mel.shape[-2:]).float()
-    magnitude = (_inverse(rate, n_fft, mel.shape[-2], fmin, fmax, mel.device) @ rows.exp()).clamp(min=0)
-    magnitude = F.pad(magnitude, (0, 1), mode="replicate")  # the frame that log_mel drops
-    draw = torch.rand(magnitude.shape[1:], generator=torch.Generator().manual_seed(seed)).to(mel.device)
-    phase = torch.polar(torch.ones_like(draw), 2 * math.pi * draw).expand_as(magnitude)
-    window, length = _window(win or n_fft, torch.float32, mel.device), mel.shape[-1] * hop
-    before = torch.zeros_like(phase)
-    for _ in range(iterations):
-        wav = torch.istft(magnitude * phase, n_fft, hop, win or n_fft, window, length=length)
-        if known is not None:
-            wav[:, : known.shape[-1]] = known.reshape(len(wav), known.shape[-1])
-        now = stft(wav, n_fft, hop, win=win)
-        ahead = now + momentum * (now - before)
-        phase, before = ahead / ahead.abs().clamp(min=1e-8), now
-    wav = torch.istft(magnitude * phase, n_fft, hop, win or n_fft, window, length=length)
-    return wav.reshape(*mel.shape[:-2], length)
 
 
 def levelled(wav: Float[Tensor, " T"], level: float = 0.06) -> Float[Tensor, " T"]:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from gamut.codecs.mel import levelled, log_mel
+from gamut.codecs.griffin_lim import log_mel
+from gamut.codecs.mel import levelled
 from gamut.data.spoken import RATE, Digits, not_speech
 from gamut.io.fsdd import DIGITS
 from gamut.io.media import resample

@@ -6,6 +6,8 @@ from dataclasses import asdict
 import torch
 
 from gamut.codecs import mel
+from gamut.codecs.fbank import fbank
+from gamut.codecs.vocoder_mel import vocoder_mel
 from gamut.evals.fixtures import Fixture, Ours, below
 from gamut.io.folders import load_strict
 from gamut.io.keys import step_audio_2 as keys
@@ -53,7 +55,7 @@ def run_frontends(fixture: Fixture) -> dict[str, Ours]:
     for name, value in heard.items():
         wav = given[f"wav16{name}"]
         ours |= {f"sa2_log_mel{name}": Ours(value), f"s3_log_mel{name}": Ours(mel.whisper_mel(wav))}
-        ours |= {f"fbank80{name}": Ours(mel.fbank(wav)), f"fbank80_centered{name}": Ours(mel.fbank(wav, centred=True))}
+        ours |= {f"fbank80{name}": Ours(fbank(wav)), f"fbank80_centered{name}": Ours(fbank(wav, centred=True))}
     if heard:
         padded, lens = mel.pad_mels(list(heard.values()))
         ours |= {"sa2_padded": Ours(padded), "sa2_mel_len": Ours(lens)}
@@ -63,7 +65,7 @@ def run_frontends(fixture: Fixture) -> dict[str, Ours]:
     for name in fixture.outputs:
         if kilohertz := re.fullmatch(r"mel(2[24])", name):
             c = fixture.config[name]
-            value = mel.vocoder_mel(
+            value = vocoder_mel(
                 given[f"wav{kilohertz[1]}"][None], rate=c["sampling_rate"], n_fft=c["n_fft"], hop=c["hop"],
                 mels=c["num_mels"], fmin=float(c["fmin"]), fmax=float(c["fmax"]),
             )  # fmt: skip
