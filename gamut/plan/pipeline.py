@@ -1,8 +1,9 @@
 """Pipeline schedules: what they are, and exactly what they cost.
 
-A *chain* is one pipeline of one model: a list of stages, each on a node, that every micro-batch passes forwards and then
-backwards. A *problem* is a set of chains that share nodes. A *schedule* says in which order each node runs its ops. On a
-node, micro-batches of one stage run in index order, so a schedule is one string per node and a letter is an op:
+A *chain* is one pipeline of one model: a list of stages, each on a node, that every micro-batch passes forwards and
+then backwards. A *problem* is a set of chains that share nodes. A *schedule* says in which order each node runs its
+ops. On a node, micro-batches of one stage run in index order, so a schedule is one string per node and a letter is an
+op:
 
     F f   forward and backward of the first lane        G g   of the second        H h   of the third, ...
     0 1 2 weight gradient of lane 0, 1, 2, where the backward is split into input and weight gradient
@@ -45,11 +46,14 @@ class Chain:
 
     def __post_init__(self):
         if not self.nodes or min(self.nodes) < 0 or self.micro < 1:
-            raise ValueError(f"a chain needs stages on nodes >= 0 and micro-batches >= 1; got nodes={self.nodes}, "
-                             f"micro={self.micro}")  # fmt: skip
+            raise ValueError(
+                f"a chain needs stages on nodes >= 0 and micro-batches >= 1; got nodes={self.nodes}, micro={self.micro}"
+            )
         if self.forward <= 0 or self.backward <= 0 or self.weight < 0 or self.memory < 0:
-            raise ValueError("a chain needs forward > 0, backward > 0, weight >= 0, memory >= 0; got "
-                             f"{self.forward}, {self.backward}, {self.weight}, {self.memory}")  # fmt: skip
+            raise ValueError(
+                "a chain needs forward > 0, backward > 0, weight >= 0, memory >= 0; got "
+                f"{self.forward}, {self.backward}, {self.weight}, {self.memory}"
+            )
 
 
 class Op(NamedTuple):
@@ -86,8 +90,10 @@ class Problem:
         lanes = sum(max(np.bincount(chain.nodes)) for chain in self.chains)
         split = any(chain.weight for chain in self.chains)
         if lanes > (10 if split else len(LETTERS)):
-            raise ValueError(f"{lanes} lanes (chains x chunks) do not fit the letters of a schedule; allowed: "
-                             f"{len(LETTERS)}, or 10 with split backwards")  # fmt: skip
+            raise ValueError(
+                f"{lanes} lanes (chains x chunks) do not fit the letters of a schedule; allowed: "
+                f"{len(LETTERS)}, or 10 with split backwards"
+            )
         if self.send < 0:
             raise ValueError(f"send must be >= 0, got {self.send}")
 
@@ -110,11 +116,27 @@ class Problem:
 
                 here, row = first + s * width, lane + seen[node]
                 fixed = {"node": node, "chain": c, "stage": s, "lane": row, "count": chain.micro}
-                found.append(Op(kind=FORWARD, time=chain.forward, delta=chain.memory, up=here - width if s else -1,
-                                lag=lag(s - 1) if s else 0.0, **fixed))  # fmt: skip
+                found.append(
+                    Op(
+                        kind=FORWARD,
+                        time=chain.forward,
+                        delta=chain.memory,
+                        up=here - width if s else -1,
+                        lag=lag(s - 1) if s else 0.0,
+                        **fixed,
+                    )
+                )
                 freed = 0.0 if chain.weight else -chain.memory
-                found.append(Op(kind=BACKWARD, time=chain.backward, delta=freed, lag=lag(s + 1) if s < last else 0.0,
-                                up=here + width + 1 if s < last else here, **fixed))  # fmt: skip
+                found.append(
+                    Op(
+                        kind=BACKWARD,
+                        time=chain.backward,
+                        delta=freed,
+                        lag=lag(s + 1) if s < last else 0.0,
+                        up=here + width + 1 if s < last else here,
+                        **fixed,
+                    )
+                )
                 if chain.weight:
                     found.append(Op(kind=WEIGHT, time=chain.weight, delta=-chain.memory, up=here + 1, lag=0.0, **fixed))
                 seen[node] += 1
@@ -149,8 +171,10 @@ class Problem:
             for letter in sorted(set(row) | set(letters)):
                 need = self.ops[letters[letter]].count if letter in letters else 0
                 if row.count(letter) != need:
-                    raise ValueError(f"node {node} must run '{letter}' {need} times, its row has {row.count(letter)}; "
-                                     f"letters of this node: {''.join(sorted(letters)) or 'none'}")  # fmt: skip
+                    raise ValueError(
+                        f"node {node} must run '{letter}' {need} times, its row has {row.count(letter)}; "
+                        f"letters of this node: {''.join(sorted(letters)) or 'none'}"
+                    )
             found.append(np.array([letters[letter] for letter in row], dtype=np.int64))
         return found
 
@@ -223,7 +247,16 @@ def _explain(problem: Problem, rows: Sequence[str], place: Sequence[int]) -> Non
         op, turn = problem.ops[problem.by_letter[node][row[at]]], row[:at].count(row[at])
         source = problem.ops[op.up]
         if source.node == node:
-            raise ValueError(f"node {node} asks for '{row[at]}' of micro-batch {turn} at position {at}, before the "
-                             f"'{source.letter}' of it")  # fmt: skip
+            raise ValueError(
+                f"node {node} asks for '{row[at]}' of micro-batch {turn} at position {at}, before the "
+                f"'{source.letter}' of it"
+            )
         blocked.append(f"node {node} waits for '{source.letter}' {turn} of node {source.node}")
     raise ValueError(f"deadlock: {'; '.join(blocked[:4])}{' ...' if len(blocked) > 4 else ''}")
+
+
+def main(args: Sequence[str] = ()) -> None:
+    """Find and draw a pipeline schedule: gamut plan pipeline --help."""
+    from gamut.plan.pipeline_command import run
+
+    run(list(args))

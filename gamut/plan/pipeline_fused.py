@@ -1,8 +1,8 @@
 """Fused pipelines of RLHFuse (arXiv 2409.13221, section 5): instances, lower bound, and the deterministic schedules.
 
-A large model's pipeline runs over all nodes; a smaller model's pipelines run the other way, several side by side if it has
-fewer stages. Backward takes twice the time of forward. The twelve instances, their times and memories are those of the
-released search (FlexFusion/FlexFusion, Apache-2.0), which the paper's Table 3 reports.
+A large model's pipeline runs over all nodes; a smaller model's pipelines run the other way, several side by side if it
+has fewer stages. Backward takes twice the time of forward. The twelve instances, their times and memories are those of
+the released search (FlexFusion/FlexFusion, Apache-2.0), which the paper's Table 3 reports.
 """
 
 import math
@@ -34,13 +34,17 @@ class Fused:
 
     def __post_init__(self):
         if self.stages0 % self.stages1:
-            raise ValueError(f"the small model's stages must divide the large one's; got {self.stages1} and "
-                             f"{self.stages0}: merge neighbouring stages first")  # fmt: skip
+            raise ValueError(
+                f"the small model's stages must divide the large one's; got {self.stages1} and "
+                f"{self.stages0}: merge neighbouring stages first"
+            )
 
     @property
     def problem(self) -> Problem:
         large, small = (self.name.split("/") * 2)[:2]
-        chains = [Chain(tuple(range(self.stages0)), self.micro0, self.forward0, 2 * self.forward0, 0, self.memory0, large)]
+        chains = [
+            Chain(tuple(range(self.stages0)), self.micro0, self.forward0, 2 * self.forward0, 0, self.memory0, large)
+        ]
         for first in range(0, self.stages0, self.stages1):
             nodes = tuple(reversed(range(first, first + self.stages1)))
             chains.append(Chain(nodes, self.micro1, self.forward1, 2 * self.forward1, 0, self.memory1, small))
@@ -62,10 +66,20 @@ class Fused:
         return math.ceil(lower_bound(self.problem))
 
 
-_ROWS = ("33B/13B 8 4 32 16 5 4 1.95 2", "33B/13B 8 4 16 8 5 4 1.95 2", "33B/13B 8 4 8 4 5 4 1.95 2",
-         "33B/13B 8 8 32 32 5 2 1.95 1", "33B/13B 8 8 16 16 5 2 1.95 1", "33B/13B 8 8 8 8 5 2 1.95 1",
-         "65B/33B 16 8 64 32 2 2 1.64 2", "65B/33B 16 8 32 16 2 2 1.64 2", "65B/33B 16 8 16 8 2 2 1.64 2",
-         "65B/33B 16 16 64 64 2 1 1.64 1", "65B/33B 16 16 32 32 2 1 1.64 1", "65B/33B 16 16 16 16 2 1 1.64 1")  # fmt: skip
+_ROWS = (
+    "33B/13B 8 4 32 16 5 4 1.95 2",
+    "33B/13B 8 4 16 8 5 4 1.95 2",
+    "33B/13B 8 4 8 4 5 4 1.95 2",
+    "33B/13B 8 8 32 32 5 2 1.95 1",
+    "33B/13B 8 8 16 16 5 2 1.95 1",
+    "33B/13B 8 8 8 8 5 2 1.95 1",
+    "65B/33B 16 8 64 32 2 2 1.64 2",
+    "65B/33B 16 8 32 16 2 2 1.64 2",
+    "65B/33B 16 8 16 8 2 2 1.64 2",
+    "65B/33B 16 16 64 64 2 1 1.64 1",
+    "65B/33B 16 16 32 32 2 1 1.64 1",
+    "65B/33B 16 16 16 16 2 1 1.64 1",
+)
 INSTANCES = tuple(
     Fused(name, *map(int, sizes), *map(float, memory))
     for name, *rest in (row.split() for row in _ROWS)
@@ -74,8 +88,8 @@ INSTANCES = tuple(
 
 
 def lower_bound(problem: Problem) -> float:
-    """No schedule is shorter: all work over all nodes; or, for any node and for one chain or all of them, the work there
-    between the shortest way in and the shortest way out. With two models it is RLHFuse's bound."""
+    """No schedule is shorter: all work over all nodes; or, for any node and for one chain or all of them, the work
+    there between the shortest way in and the shortest way out. With two models it is RLHFuse's bound."""
     head, tail = ways(problem)
     best = sum(problem.work) / problem.nodes
     for letters in problem.by_letter:
@@ -132,7 +146,7 @@ class _Placing:
     def ready(self, index: int) -> float | None:
         """When the next micro-batch of this op may start as far as its upstream is concerned; None: not known yet."""
         op, turn = self.ops[index], len(self.ends[index])
-        if turn == op.count or op.up >= 0 and len(self.ends[op.up]) <= turn:
+        if turn == op.count or (op.up >= 0 and len(self.ends[op.up]) <= turn):
             return None
         return self.ends[op.up][turn] + op.lag if op.up >= 0 else 0.0
 
@@ -143,10 +157,11 @@ class _Placing:
         self.rows[op.node] += op.letter
 
 
-def greedy(problem: Problem) -> tuple[str, ...]:
+def greedy(problem: Problem, *, yielding: bool = True) -> tuple[str, ...]:
     """The paper's start: always the op that can start first; a small model's op must not delay the large model's.
 
-    Ties: backward before forward, then node, then chain. The first chain is the large model.
+    Ties: backward before forward, then node, then chain. The first chain is the large model. Without ``yielding`` all
+    are alike, and of ties the op goes first that is farther along its chain.
     """
     state = _Placing(problem)
     for _ in range(sum(problem.lengths)):
@@ -154,12 +169,15 @@ def greedy(problem: Problem) -> tuple[str, ...]:
         for index, op in enumerate(problem.ops):
             ready = state.ready(index)
             if ready is not None:
-                found.append((max(ready, state.clock[op.node]), op.kind != BACKWARD, op.node, op.chain, index))
+                far = 0 if yielding else -op.stage
+                found.append((max(ready, state.clock[op.node]), op.kind != BACKWARD, far, op.node, op.chain, index))
         first = {}
-        for start, _, node, chain, _ in found:
-            if chain == 0:
+        for start, *_, node, chain, _ in found:
+            if yielding and chain == 0:
                 first[node] = min(start, first.get(node, start))
-        kept = [one for one in found if one[3] == 0 or one[0] + problem.ops[one[4]].time <= first.get(one[2], math.inf)]
+        kept = [
+            one for one in found if one[-2] == 0 or one[0] + problem.ops[one[-1]].time <= first.get(one[-3], math.inf)
+        ]
         start, *_, index = min(kept)
         state.place(index, start)
     return tuple(state.rows)

@@ -20,9 +20,9 @@ def compiled(function):
 
 
 def tables(problem: Problem) -> tuple[np.ndarray, ...]:
-    """(node, up, lag, time, delta, count, down, release, lengths, own) of the ops: ``down`` is the op on another node that
-    waits for this one or -1; ``release`` is the op that gives back what a forward took, -1 for what is no forward; ``own``
-    are the ops of each node, in order, then -1."""
+    """(node, up, lag, time, delta, count, down, release, lengths, own) of the ops: ``down`` is the op on another node
+    that waits for this one or -1; ``release`` is the op that gives back what a forward took, -1 for what is no forward;
+    ``own`` are the ops of each node, in order, then -1."""
     ops = problem.ops
     down, release = np.full(len(ops), -1), np.full(len(ops), -1)
     for index, op in enumerate(ops):
@@ -155,8 +155,8 @@ def dispatch(window, bias, table, rows, ends, peaks):
 
 @compiled
 def _critical(rows, time, lag, up, node, lengths, buffer, makespan, pairs):
-    """Follow one critical path back from the end, taking turns by chance. Fills ``pairs`` with (node, place) of neighbours
-    on it that could change places; returns how many."""
+    """Follow one critical path back from the end, taking turns by chance. Fills ``pairs`` with (node, place) of
+    neighbours on it that could change places; returns how many."""
     starts, turns, ends, places = buffer
     n, ties, found = -1, 0, 0
     for m in range(rows.shape[0]):
@@ -202,8 +202,8 @@ def _heavy(rows, delta, lengths, cap, pairs):
 
 @compiled
 def anneal(rows, table, cap, target, hot, cold, steps, seed, best, one, two, pairs):
-    """Annealing by swaps of neighbours: on a critical path while the makespan is over ``target``, at a peak while a node
-    holds more than ``cap``. The cost is what is over the target plus what all nodes together are over the cap.
+    """Annealing by swaps of neighbours: on a critical path while the makespan is over ``target``, at a peak while a
+    node holds more than ``cap``. The cost is what is over the target plus what all nodes together are over the cap.
 
     Args:
         rows: start; left in the last state. best: filled with the best state.
@@ -249,7 +249,8 @@ def anneal(rows, table, cap, target, hot, cold, steps, seed, best, one, two, pai
 
 @compiled
 def tune(window, bias, table, cap, target, hot, cold, steps, seed, best_window, best_bias, rows, ends, peaks):
-    """Annealing over the windows and biases of `dispatch`; the cost is that of `anneal`, with a little for the mean peak.
+    """Annealing over the windows and biases of `dispatch`; the cost is that of `anneal`, with a little for the mean
+    peak.
 
     Returns:
         cost of (``best_window``, ``best_bias``), which are filled; ``rows`` is left in some other state.

@@ -1,0 +1,165 @@
+"""Pictures of schedules: a row per node, time to the right, gaps visible, every op named under the pointer."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from gamut.io.html import Raw, join, page, tag
+from gamut.plan.pipeline import BACKWARD, FORWARD, Problem, Timing, simulate
+
+LEFT, RIGHT, TOP = 58, 76, 34
+NAMES = ("forward", "backward", "weight gradient")
+COLOURS = (
+    ("#8db8f0", "#2f6fc4", "#1d4a86"),
+    ("#f4bf86", "#d9822b", "#9a5710"),
+    ("#93d3ae", "#2f9a63", "#1b6a41"),
+    ("#cdb3ec", "#8753c8", "#5b3192"),
+    ("#f0a6c0", "#c23f74", "#86264d"),
+    ("#93d5da", "#24939d", "#13626a"),
+)
+STYLE = """
+.line { font: 11px system-ui, sans-serif; } .line text { fill: #63676d; } .line .op { stroke: #fff; stroke-width: .35; }
+.line .idle { fill: #f0f0ec; } .line .in { fill: #fff; font-size: 9px; text-anchor: middle; pointer-events: none; }
+.line .axis { stroke: #c9cac5; stroke-width: 1; } .line .held { fill: #b9bbb5; opacity: .75; }
+.line.lit .op { opacity: .22; } .line.lit .op.on { opacity: 1; }
+@media (prefers-color-scheme: dark) { .line text { fill: #9a9fa6; } .line .op { stroke: #16181b; }
+  .line .idle { fill: #202327; } .line .axis { stroke: #3d4248; } .line .held { fill: #565b62; } }
+"""
+SCRIPT = """
+for (const line of document.querySelectorAll(".line")) {
+  line.addEventListener("mouseover", event => {
+    const key = event.target.dataset && event.target.dataset.k;
+    line.classList.toggle("lit", !!key);
+    for (const op of line.querySelectorAll(".op")) op.classList.toggle("on", op.dataset.k === key);
+  });
+  line.addEventListener("mouseleave", () => line.classList.remove("lit"));
+}
+"""
+
+
+def model_names(problem: Problem) -> list[str]:
+    """A name for each chain; those of one model are numbered."""
+    names = [chain.model for chain in problem.chains]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})" for i, name in enumerate(names)
+    ]
+
+
+def timeline(problem: Problem, timing: Timing, *, until: float | None = None, width: int = 1180) -> Raw:
+    """One schedule as inline SVG. ``until``: end of the time axis, to draw several on one scale.
+
+    Each row's grey line under the ops is the memory that the node holds, on one scale for all.
+    """
+    until = until or timing.makespan
+    height = 26 if problem.nodes <= 8 else 18
+    scale = (width - LEFT - RIGHT) / until
+    names, ops = model_names(problem), problem.ops
+    parts = [tag("style", Raw(STYLE)), *_legend(problem, names, width)]
+    bottom = TOP + problem.nodes * (height + 4)
+    for node in range(problem.nodes):
+        y = TOP + node * (height + 4)
+        parts.append(tag("text", f"node {node}", x=LEFT - 8, y=y + height * 0.68, text_anchor="end"))
+        wide = f"{timing.makespan * scale:.2f}"
+        parts.append(tag("rect", x=LEFT, y=y, width=wide, height=height, class_="idle"))
+        share = timing.work[node] / timing.makespan
+        parts.append(tag("text", f"{share:.1%}", x=f"{LEFT + timing.makespan * scale + 8:.1f}", y=y + height * 0.68))
+    for node, index, turn, start, end in timing.spans:
+        op, y = ops[index], TOP + node * (height + 4)
+        said = (
+            f"{names[op.chain]} · {NAMES[op.kind]} of micro-batch {turn} · stage {op.stage} on node {node} · "
+            f"{start:g} to {end:g}"
+        )
+        parts.append(
+            tag(
+                "rect",
+                tag("title", said),
+                x=f"{LEFT + start * scale:.2f}",
+                y=y,
+                width=f"{(end - start) * scale:.2f}",
+                height=height - 4,
+                class_="op",
+                data_k=f"{op.chain}.{turn}",
+                fill=COLOURS[op.chain % len(COLOURS)][op.kind],
+            )
+        )
+        if (end - start) * scale > 15:
+            middle = f"{LEFT + (start + end) / 2 * scale:.1f}"
+            parts.append(tag("text", str(turn), x=middle, y=f"{y + height / 2 + 1:.1f}", class_="in"))
+    parts += _memory(problem, timing, height, scale)
+    parts += _axis(until, scale, bottom)
+    return tag(
+        "svg",
+        *parts,
+        viewBox=f"0 0 {width} {bottom + 24}",
+        class_="line",
+        role="img",
+        xmlns="http://www.w3.org/2000/svg",
+    )
+
+
+def _memory(problem: Problem, timing: Timing, height: int, scale: float) -> list[Raw]:
+    held, boxes = [0.0] * problem.nodes, []
+    for node, index, _, start, end in timing.spans:
+        delta = problem.ops[index].delta
+        held[node] += max(delta, 0.0)
+        tall = 4 * held[node] / (timing.peak_memory or 1.0)
+        y = TOP + node * (height + 4) + height - tall
+        boxes.append(
+            f"M{LEFT + start * scale:.1f} {y:.1f}h{(end - start) * scale:.1f}v{tall:.1f}h{(start - end) * scale:.1f}z"
+        )
+        held[node] += min(delta, 0.0)
+    return [tag("path", d="".join(boxes), class_="held")]
+
+
+def _legend(problem: Problem, names: Sequence[str], width: int) -> list[Raw]:
+    parts, x = [], float(LEFT)
+    for c, chain in enumerate(problem.chains):
+        for kind in (FORWARD, BACKWARD, *([2] if chain.weight else [])):
+            parts.append(tag("rect", x=x, y=8, width=11, height=11, fill=COLOURS[c % len(COLOURS)][kind]))
+            said = f"{names[c]} {NAMES[kind]}"
+            parts.append(tag("text", said, x=x + 16, y=17.5))
+            x += 34 + 6.1 * len(said)
+    parts.append(tag("text", "busy", x=width - RIGHT + 8, y=17.5))
+    return parts
+
+
+def _axis(until: float, scale: float, bottom: int) -> list[Raw]:
+    from gamut.io.svg import number, tick_step, ticks
+
+    parts = []
+    for value in ticks(0, until, tick_step(until, 10)):
+        x = f"{LEFT + value * scale:.1f}"
+        parts.append(tag("path", d=f"M{x} {bottom}v5", class_="axis"))
+        parts.append(tag("text", number(value), x=x, y=bottom + 17, text_anchor="middle"))
+    return parts
+
+
+def draw(
+    path: str | Path, problem: Problem, schedules: dict[str, Iterable[str]], *, title: str, lead: str = ""
+) -> Path:
+    """Write schedules of one problem, under one another on one time scale, as a page (.html) or a picture (.svg).
+
+    Raises:
+        ValueError: for any other ending, or several schedules for one .svg.
+    """
+    from gamut.io.files import atomic_write
+
+    path = Path(path)
+    if path.suffix not in (".html", ".svg") or (path.suffix == ".svg" and len(schedules) != 1):
+        raise ValueError(
+            f"a picture goes to a .html file, or a single schedule to an .svg; got {path} for "
+            f"{len(schedules)} schedules"
+        )
+    timings = {name: simulate(problem, rows) for name, rows in schedules.items()}
+    until = max(timing.makespan for timing in timings.values())
+    drawn = {name: timeline(problem, timing, until=until) for name, timing in timings.items()}
+    if path.suffix == ".svg":
+        return atomic_write(path, next(iter(drawn.values())))
+    body = [tag("h1", title), tag("p", lead, class_="lead")]
+    for name, timing in timings.items():
+        facts = (
+            f"makespan {timing.makespan:g}, idle {timing.bubble:.1%}, peak memory {timing.peak_memory:g}; "
+            "the share at the right is how long the node is busy"
+        )
+        body += [tag("h2", name), tag("figure", tag("figcaption", facts), drawn[name])]
+    wide = tag("style", Raw("main { max-width: 84rem; } p { max-width: none; }"))
+    return atomic_write(path, page(title, wide, *body, join(tag("script", Raw(SCRIPT)))))

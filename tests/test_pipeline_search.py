@@ -1,0 +1,102 @@
+"""The compiled search: its evaluator against the exact one, what it reaches in seconds, and proofs by CP-SAT."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gamut.plan.pipeline import Chain, Problem, simulate
+from gamut.plan.pipeline_fused import INSTANCES, Fused, greedy, serial
+
+SMALL = Fused("a/b", 4, 2, 4, 2, 2, 2, 1.0, 1.0)
+KEPT = Path(__file__).parent.parent / "benchmarks/results/fused_schedules.json"
+numba = pytest.importorskip("numba", reason="the search without numba is slow: pip install gamut[plan]")
+
+
+@pytest.fixture(scope="module")
+def searched():
+    from gamut.plan.pipeline_search import Search
+
+    found = Search(INSTANCES[2].problem, seed=1)
+    found.run(2.0, memory_goal=15.60)
+    return found
+
+
+def test_compiled_evaluator_is_the_exact_one():
+    """Makespan, every start and every peak of serial, greedy and random schedules; -1 where the exact one refuses."""
+    from gamut.plan import pipeline_kernels as kernels
+
+    rng, refused = np.random.default_rng(0), 0
+    for problem in (INSTANCES[5].problem, Problem((Chain((0, 1, 0, 1), 3, 1, 2), Chain((1, 0), 2, 2, 3)), send=0.5)):
+        table, buffer = kernels.tables(problem), kernels.buffers(problem)
+        for start in (serial(problem), greedy(problem)):
+            rows = kernels.pack(problem, start)
+            for _ in range(30):
+                node = rng.integers(problem.nodes)
+                at = rng.integers(problem.lengths[node] - 1)
+                rows[node, [at, at + 1]] = rows[node, [at + 1, at]]
+                makespan = kernels.evaluate(rows, table, buffer)
+                letters = problem.rows(row[:n] for row, n in zip(rows, problem.lengths, strict=True))
+                if makespan < 0:
+                    refused += 1
+                    with pytest.raises(ValueError, match=r"deadlock|before the"):
+                        simulate(problem, letters)
+                    rows[node, [at, at + 1]] = rows[node, [at + 1, at]]
+                    continue
+                timing = simulate(problem, letters)
+                assert makespan == timing.makespan
+                peaks = [kernels.peak(row, n, table[4]) for row, n in zip(rows, problem.lengths, strict=True)]
+                assert peaks == pytest.approx(timing.node_peaks)
+                starts = [buffer[0][n, j] for n in range(problem.nodes) for j in range(problem.lengths[n])]
+                assert starts == [span[3] for span in timing.spans]
+    assert refused
+
+
+def test_search_reaches_bound_and_least_memory_of_a_published_instance(searched):
+    """Instance 2: the paper's best, 225 with 15.60, both of them the least possible."""
+    assert (searched.best.makespan, searched.best.peak_memory) == (225, pytest.approx(15.60))
+    timing = simulate(searched.problem, searched.best.rows)
+    assert (timing.makespan, timing.peak_memory) == (searched.best.makespan, pytest.approx(searched.best.peak_memory))
+    assert searched.shortest.makespan == 225
+    assert [line["makespan"] for line in searched.best.trace] == sorted(
+        (line["makespan"] for line in searched.best.trace), reverse=True
+    )
+
+
+def test_search_takes_what_is_known_and_refuses_no_time(searched):
+    from gamut.plan.pipeline_search import Search, search
+
+    again = Search(searched.problem, start=(searched.best.rows,))
+    assert again.best.rows == searched.best.rows and again.best.by == "given"
+    with pytest.raises(ValueError, match="seconds > 0, got 0"):
+        search(SMALL.problem, 0)
+
+
+def test_solver_proves_a_small_optimum():
+    pytest.importorskip("ortools", reason="pip install gamut[plan]")
+    from gamut.plan.pipeline_exact import solve
+
+    proof = solve(SMALL.problem, seconds=20)
+    assert proof.status == "optimal" and proof.makespan == proof.bound == simulate(SMALL.problem, proof.rows).makespan
+    assert solve(SMALL.problem, seconds=20, deadline=int(proof.makespan) - 1).status == "impossible"
+    least = solve(SMALL.problem, seconds=20, deadline=int(proof.makespan), least_memory=True, start=proof.rows)
+    assert least.makespan <= proof.makespan and least.peak_memory <= proof.peak_memory
+    with pytest.raises(ValueError, match="whole times"):
+        solve(Problem((Chain((0,), 1, 0.5, 1),)))
+    with pytest.raises(ValueError, match="needs a deadline"):
+        solve(SMALL.problem, least_memory=True)
+
+
+def test_kept_schedules_are_what_they_say():
+    """Every schedule in the results: valid, as short and as small as stated, never under the bound."""
+    if not KEPT.exists():
+        pytest.skip("no schedules kept yet: python -m benchmarks.pipeline")
+    for entry in json.loads(KEPT.read_text())["instances"]:
+        one = INSTANCES[entry["id"]]
+        assert entry["lower_bound"] == one.bound
+        for kind in ("latency_best", "memory_best"):
+            timing = simulate(one.problem, entry[kind]["nodes"])
+            assert timing.makespan == entry[kind]["makespan"] >= one.bound
+            assert timing.peak_memory == pytest.approx(entry[kind]["peak_memory"])
+            assert {"command", "seed", "cpu_seconds"} <= set(entry[kind])
