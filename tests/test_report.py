@@ -80,7 +80,7 @@ def test_no_block_lets_markup_through(tmp_path):
 
 @given(text=st.text(max_size=40))
 def test_any_text_comes_out_as_it_went_in(text):
-    assert Page(tag("p", text, title=text)).all("p") == [{"title": text.replace("\r\n", "\n").replace("\r", "\r")}]
+    assert Page(tag("p", text, title=text)).all("p") == [{"title": text}]
     assert Page(join(text)).text == Page(tag("b", text)).text
 
 
