@@ -22,10 +22,10 @@ from gamut.codecs.chat import (
     TTS_PAD,
     TTS_START,
     encode_chat,
+    write_tool_call,
 )
 from gamut.codecs.mel import pad_mels, patches
 from gamut.codecs.text import Tokenizer
-from gamut.codecs.toolcall import write_tool_call
 from gamut.codecs.weave import Marks, build_ta4, parse_ta4
 from gamut.generate.ar import Prompt, generate
 from gamut.generate.sampling import Sampling

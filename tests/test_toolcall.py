@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import ToyTokenizer
 
-from gamut.codecs.toolcall import CLOSE, OPEN, ToolCallParser, aggregate, defuse, parse_tool_calls, write_tool_call
+from gamut.codecs.chat import TOOL_CLOSE, TOOL_OPEN, write_tool_call
+from gamut.codecs.toolcall import ToolCallParser, aggregate, defuse, parse_tool_calls
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "step_audio_2_tool_calls.json").read_text())
-SHARDS = ["<", "<tool", OPEN, CLOSE, "function", "\n", "search", "{", "}", '{"a": 1}', '"', "\\", "[", "]", "7", " "]
+SHARDS = ["<", "<tool", TOOL_OPEN, TOOL_CLOSE, "function", "\n", "search"]
+SHARDS += ["{", "}", '{"a": 1}', '"', "\\", "[", "]", "7", " "]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -86,8 +88,8 @@ def test_text_from_outside_cannot_speak_for_a_role():
 
 def test_what_a_client_never_hears_of_is_still_known():
     """Broken JSON, {}, no arguments, a missing end mark: the runner must be able to answer each of them."""
-    text = "".join(f"{OPEN}function\n{body}{CLOSE}" for body in ("a\n{oops", "b\n{}", "c"))
-    text += f"{OPEN}function\nd\n[1,"
+    text = "".join(f"{TOOL_OPEN}function\n{body}{TOOL_CLOSE}" for body in ("a\n{oops", "b\n{}", "c"))
+    text += f"{TOOL_OPEN}function\nd\n[1,"
     assert [(call.name, call.arguments) for call in stream(text)[1].calls] == [
         ("a", "{oops"), ("b", "{}"), ("c", ""), ("d", "[1,"),
     ]  # fmt: skip
@@ -95,7 +97,7 @@ def test_what_a_client_never_hears_of_is_still_known():
 
 def test_deep_nesting_and_numbers_that_are_not_json_are_broken_json():
     for bad in ("[" * 100_000 + "]" * 100_000, '{"a": NaN}', '{"a": ' + "9" * 5000 + "}"):
-        text = f"{OPEN}function\nx\n{bad}{CLOSE}"
+        text = f"{TOOL_OPEN}function\nx\n{bad}{TOOL_CLOSE}"
         assert parse_tool_calls(text).calls == []
         assert aggregate(stream([text])[0]) == {"content": "", "calls": [{"name": "x", "arguments": ""}]}
 

@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from gamut.codecs.toolcall import write_tool_call
 from gamut.codecs.weave import Marks, Padding, Vocabulary, build_ta4
 
 BOT, EOT = "<|BOT|>", "<|EOT|>"
 AUDIO_START, AUDIO_PATCH, AUDIO_END = "<audio_start>", "<audio_patch>", "<audio_end>"
 TTS_START, TTS_END, TTS_PAD = "<tts_start>", "<tts_end>", "<tts_pad>"
+TOOL_OPEN, TOOL_CLOSE = "<tool_call>", "</tool_call>"
+CONTROL = re.compile(r"<(?=\|[^|<>\n]{1,40}\|>|/?tool_call>|tts_(?:start|end|pad)>|audio_(?:\d+|start|end|patch)>)")
 ROLES = {"user": "human", "function_output": "input"}
 
 # What follows the assistant's header, by the kind of answer wanted. Source: repo examples.py, examples-think.py.
@@ -103,6 +104,19 @@ def _content(message: Mapping[str, Any], where: str, past: bool) -> list[str | t
     if past and message["role"] == "assistant" and parts and isinstance(parts[0], str):
         parts[0] = without_thinking(parts[0])
     return parts
+
+
+def write_tool_call(name: str, arguments: Mapping[str, Any] | str) -> str:
+    """The text of one call. Control strings inside the arguments are escaped as JSON allows, so they cannot end it.
+
+    Raises:
+        ValueError: a name with a line break or a control string, which could not be read back.
+    """
+    if "\n" in name or CONTROL.search(name) or not name:
+        raise ValueError(f"a tool name is one line of plain text, got {name!r}; allowed: letters, digits, _ and -")
+    text = arguments if isinstance(arguments, str) else json.dumps(dict(arguments), ensure_ascii=False)
+    escaped = CONTROL.sub(r"\\u003c", text)
+    return f"{TOOL_OPEN}function\n{name}\n{escaped}{TOOL_CLOSE}"
 
 
 def _calls(message: Mapping[str, Any]) -> str:
@@ -256,8 +270,8 @@ def remember(ids: Sequence[int], tokenizer: Vocabulary, prefill: str = ANSWER_TE
     """The assistant's message that keeps an answer in the history.
 
     Speech stays as it was generated: ``<tts_start>`` and the ids after it, never tokenised again. Thinking is left out.
-    Everything from the first ``<|EOT|>`` on is cut, and marks of sound are dropped: in a prompt they stand for a clip, and
-    there is none for what a model only imagines.
+    Everything from the first ``<|EOT|>`` on is cut, and marks of sound are dropped: in a prompt they stand for a clip,
+    and there is none for what a model only imagines.
     """
     ids, stop = list(ids), tokenizer.id(EOT)
     ids = ids[: ids.index(stop)] if stop in ids else ids

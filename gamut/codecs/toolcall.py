@@ -1,4 +1,4 @@
-"""Tool calls in a model's text: written, read whole, and read while the text arrives.
+"""Tool calls in a model's text, read whole and read while the text arrives; codecs/chat.py writes them.
 
     <tool_call>function
     {name}
@@ -9,14 +9,12 @@ Calls may follow each other. The format and both readers' results are those of t
 """
 
 import json
-import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
-SPECIAL = re.compile(r"<(?=\|[^|<>\n]{1,40}\|>|/?tool_call>|tts_(?:start|end|pad)>|audio_(?:\d+|start|end|patch)>)")
+from gamut.codecs.chat import CONTROL, TOOL_CLOSE, TOOL_OPEN
 
 
 def new_call_id() -> str:
@@ -42,7 +40,7 @@ class ToolText(NamedTuple):
 
 def defuse(text: str) -> str:
     """``text`` with a space in every control string, so that words from outside can open no role, call or speech."""
-    return SPECIAL.sub("< ", text)
+    return CONTROL.sub("< ", text)
 
 
 def _json(text: str) -> Any:
@@ -55,19 +53,6 @@ def _json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def write_tool_call(name: str, arguments: Mapping[str, Any] | str) -> str:
-    """The text of one call. Control strings inside the arguments are escaped as JSON allows, so they cannot end it.
-
-    Raises:
-        ValueError: a name with a line break or a control string, which could not be read back.
-    """
-    if "\n" in name or SPECIAL.search(name) or not name:
-        raise ValueError(f"a tool name is one line of plain text, got {name!r}; allowed: letters, digits, _ and -")
-    text = arguments if isinstance(arguments, str) else json.dumps(dict(arguments), ensure_ascii=False)
-    escaped = SPECIAL.sub(r"\\u003c", text)
-    return f"{OPEN}function\n{name}\n{escaped}{CLOSE}"
-
-
 def parse_tool_calls(
     text: str, tools: Sequence[str] | None = None, *, new_id: Callable[[], str] = new_call_id
 ) -> ToolText:
@@ -77,10 +62,10 @@ def parse_tool_calls(
     call the text is returned whole; with one, ``content`` is what stands before the first call and after the last:
     text between calls is dropped too, as in the reference.
     """
-    before, mark, rest = text.partition(OPEN)
+    before, mark, rest = text.partition(TOOL_OPEN)
     calls, after = [], ""
-    while mark and CLOSE in rest:
-        body, _, after = rest.partition(CLOSE)
+    while mark and TOOL_CLOSE in rest:
+        body, _, after = rest.partition(TOOL_CLOSE)
         lines = body.split("\n", 2)
         if len(lines) == 3 and (not tools or lines[1] in tools):
             try:
@@ -88,7 +73,7 @@ def parse_tool_calls(
                 calls.append(ToolCall(lines[1], arguments, new_id()))
             except ValueError:
                 pass  # the caller sees fewer calls; ToolCallParser.calls keeps what did not parse
-        _, mark, rest = after.partition(OPEN)
+        _, mark, rest = after.partition(TOOL_OPEN)
     return ToolText(before + after or None, calls) if calls else ToolText(text, [])
 
 
@@ -163,7 +148,7 @@ class ToolCallParser:
         """Messages that ``delta`` completes: {"content": text} or {"tool_calls": [one entry with its index]}."""
         messages, text = [], self.waiting + delta
         while True:
-            mark = CLOSE if self.draft else OPEN
+            mark = TOOL_CLOSE if self.draft else TOOL_OPEN
             piece, found, rest = text.partition(mark)
             if not found:
                 held = next((n for n in range(len(mark) - 1, 0, -1) if piece.endswith(mark[:n])), 0)
