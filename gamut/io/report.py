@@ -272,11 +272,13 @@ def training(run: Run, parts: Sequence[str], counts: Sequence[str] = ()) -> list
         split[stage] = {part: sum(value for _, value in logged[part]) for part in parts if part in logged}
         losses = {name: points for name, points in logged.items() if name.rsplit("/", 1)[-1] == "loss"}
         others = {name: points for name, points in logged.items() if name not in {*losses, *parts, *counts}}
-        log = all(value > 0 for points in losses.values() for _, value in points)
+        values = [value for points in losses.values() for _, value in points]
         blocks.append(tag("h3", stage))
         if losses:
-            title = "loss, logarithmic; pale: every step, strong: running average" if log else "loss"
-            blocks.append(Curves(title, losses, log=log, smooth=0.9))
+            log = 0 < 5 * min(values) < max(values)
+            smooth = 0.9 if max(map(len, losses.values())) >= 100 else 0.0
+            title = f"loss{', logarithmic' if log else ''}{'; pale: every step, strong: running average' * bool(smooth)}"
+            blocks.append(Curves(title, losses, log=log, smooth=smooth))
         little = [Curves(name, {name: points}, x="", smooth=0.0 if name.endswith("lr") else 0.9, size=(290, 130))
                   for name, points in others.items()]  # fmt: skip
         blocks.append(Columns(little, "small"))
@@ -286,13 +288,12 @@ def training(run: Run, parts: Sequence[str], counts: Sequence[str] = ()) -> list
 
 def settings(recipe: Recipe, size: str, config: Mapping[str, Any]) -> Table:
     """Every field: the value of this run (marked where it is not the preset's), the paper's, and its source."""
-    preset, paper = recipe.preset(size), recipe.preset("paper") if "paper" in recipe.presets else {}
-    rows = []
+    preset, rows = recipe.preset(size), []
     for entry in recipe.fields:
         value = str(config[entry.name])
         moved = tag("span", value, class_="changed") if config[entry.name] != preset[entry.name] else value
-        rows.append((tag("code", entry.name), moved, str(paper.get(entry.name, "")), entry.note))
-    columns = ("field", "this run", "paper size", "source and meaning")
+        rows.append((tag("code", entry.name), moved, entry.paper, entry.note))
+    columns = ("field", "this run", "paper", "source and meaning")
     return Table(columns, rows, f"orange: not as in the {size} preset")
 
 

@@ -180,6 +180,8 @@ def spectrogram(mel_MT: np.ndarray, *, seconds: Number, hertz: Sequence[Number] 
     marks = [tag("text", f"{number(t)} s" if t == across.ticks[-1] else number(t), x=f"{across(t):.1f}", y=height - 14,
                  text_anchor="middle" if t < 0.97 * seconds else "end") for t in across.ticks]  # fmt: skip
     channels = len(mel_MT)
+    if hertz is None:
+        marks.append(tag("text", "mel", x=left - 5, y=height - 14, text_anchor="end"))
     wanted = [500, 1000, 2000, 4000, 8000] if hertz is not None else list(ticks(0, channels, tick_step(channels, 3)))
     for value in wanted:
         row = value if hertz is None else float(np.interp(value, hertz, np.arange(channels), left=-1, right=-1))
