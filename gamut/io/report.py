@@ -277,7 +277,7 @@ def training(run: Run, parts: Sequence[str], counts: Sequence[str] = ()) -> list
         if losses:
             log = 0 < 5 * min(values) < max(values)
             smooth = 0.9 if max(map(len, losses.values())) >= 100 else 0.0
-            title = f"loss{', logarithmic' if log else ''}{'; pale: every step, strong: running average' * bool(smooth)}"
+            title = "loss" + ", logarithmic" * log + "; pale: every step, strong: running average" * (smooth > 0)
             blocks.append(Curves(title, losses, log=log, smooth=smooth))
         little = [Curves(name, {name: points}, x="", smooth=0.0 if name.endswith("lr") else 0.9, size=(290, 130))
                   for name, points in others.items()]  # fmt: skip
