@@ -97,8 +97,8 @@ def test_wrong_problems_say_why():
         Problem(())
     with pytest.raises(ValueError, match="send must be >= 0, got -1"):
         Problem((Chain((0,), 1, 1, 1),), send=-1)
-    with pytest.raises(ValueError, match="26 lanes"):
-        Problem((Chain((0,) * 26, 1, 1, 1),))
+    with pytest.raises(ValueError, match="27 lanes"):
+        Problem((Chain((0,) * 27, 1, 1, 1),))
     with pytest.raises(ValueError, match="must divide the large one's; got 3 and 8"):
         Fused("a/b", 8, 3, 8, 8, 1, 1, 1.0, 1.0)
 

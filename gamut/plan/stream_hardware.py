@@ -1,0 +1,154 @@
+"""What GPUs and models can do: the numbers under the simulator of RL runs.
+
+Times are in seconds, sizes in bytes, rates per second. Sources: StreamRL (arXiv 2504.15930), Tables 1 and 2 and Figure
+6.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    flops: float  # dense BF16
+    memory: float
+    bandwidth: float  # of its memory
+    link: float  # between GPUs of one machine
+    cost: float  # of one GPU; 1/8 of the relative cost of a machine of 8
+
+
+GPUS = {
+    "H20": Gpu("H20", 148e12, 96e9, 4.0e12, 900e9, 1.00 / 8),  # Table 1
+    "H800": Gpu("H800", 989.5e12, 80e9, 3.35e12, 400e9, 2.85 / 8),  # Table 1
+    "H100": Gpu("H100", 989.5e12, 80e9, 3.35e12, 900e9, 2.85 / 8),  # data sheet of the maker; cost as H800, ours
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    parameters: float
+    layers: int
+    heads: int
+    kv_heads: int
+    width: int
+
+    @property
+    def weights(self) -> float:
+        """Bytes in bfloat16."""
+        return 2 * self.parameters
+
+    @property
+    def kv_bytes(self) -> float:
+        """KV cache of one token, bfloat16."""
+        return 2 * 2 * self.layers * self.kv_heads * self.width / self.heads
+
+
+MODELS = {
+    "7b": Model("7b", 7.62e9, 28, 28, 4, 3584),  # Table 2; kv_heads of the released weights (the table prints 8)
+    "32b": Model("32b", 32.8e9, 64, 40, 8, 5120),  # Table 2
+    "72b": Model("72b", 72.7e9, 80, 64, 8, 8192),  # Table 2
+    "13b": Model("13b", 13.0e9, 40, 40, 40, 5120),  # LLaMA, RLHFuse Table 2
+    "33b": Model("33b", 32.5e9, 60, 52, 52, 6656),  # RLHFuse Table 2
+    "65b": Model("65b", 65.2e9, 80, 64, 64, 8192),  # RLHFuse Table 2
+}
+
+# Figure 6 right: 7B on one H800, vLLM; batch size -> milliseconds per token, read off the plot to 0.15 ms
+FIG6 = {1: 8.4, 2: 8.75, 4: 8.95, 8: 9.0, 16: 9.4, 32: 10.25, 64: 11.65, 128: 15.25, 256: 21.4, 512: 36.85}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Per-token latency by decode batch size from a table; straight lines between its points, and beyond its end."""
+
+    sizes: tuple[float, ...] = tuple(FIG6)
+    seconds: tuple[float, ...] = tuple(value / 1e3 for value in FIG6.values())
+
+    def __post_init__(self):
+        if len(self.sizes) != len(self.seconds) or len(self.sizes) < 2 or list(self.sizes) != sorted(set(self.sizes)):
+            raise ValueError(
+                f"a latency table needs two or more rising batch sizes, each with its time; got {self.sizes}"
+            )
+
+    def __call__(self, batch: float, context: float = 0.0) -> float:
+        """Seconds for one token of each of ``batch`` samples; ``context`` is in the table's own."""
+        if batch > self.sizes[-1]:
+            slope = (self.seconds[-1] - self.seconds[-2]) / (self.sizes[-1] - self.sizes[-2])
+            return self.seconds[-1] + slope * (batch - self.sizes[-1])
+        return float(np.interp(batch, self.sizes, self.seconds))
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Per-token latency from first principles: read weights and cache, or compute, whichever takes longer, and a fixed
+    part.
+
+    ``fixed`` = 3.9 ms makes a 7B model on one H800 as fast as Figure 6 at batch 1 (8.4 ms); ``use`` is the share of the
+    bandwidth and of the FLOPS that is reached (ours).
+    """
+
+    model: Model
+    gpu: Gpu
+    tp: int = 1
+    fixed: float = 3.9e-3
+    use: float = 1.0
+
+    def __call__(self, batch: float, context: float = 0.0) -> float:
+        """Seconds for one token of each of ``batch`` samples with ``context`` tokens of cache each."""
+        cache = batch * context * self.model.kv_bytes
+        reading = (self.model.weights + cache) / (self.tp * self.gpu.bandwidth * self.use)
+        computing = 2 * self.model.parameters * batch / (self.tp * self.gpu.flops * self.use)
+        return self.fixed + max(reading, computing)
+
+
+def slots(model: Model, gpu: Gpu, tp: int, tokens: float, share: float = 0.9) -> int:
+    """Samples of ``tokens`` each whose cache fits beside the weights on ``tp`` GPUs; ``share``: of the memory, in use.
+
+    Raises:
+        ValueError: the weights alone do not fit, or not one sample does.
+    """
+    left = tp * gpu.memory * share - model.weights
+    found = int(left // (model.kv_bytes * tokens))
+    if found < 1:
+        need = (model.weights + model.kv_bytes * tokens) / (gpu.memory * share)
+        raise ValueError(
+            f"{model.name} with a sample of {tokens:g} tokens does not fit {tp} x {gpu.name}; allowed: tp >= "
+            f"{int(np.ceil(need))}"
+        )
+    return found
+
+
+def parse_gpus(text: str) -> tuple[int, Gpu]:
+    """``32xH800`` -> (32, the GPU).
+
+    >>> parse_gpus("32xH800")[0], parse_gpus("8xh20")[1].name
+    (32, 'H20')
+    """
+    count, _, name = text.partition("x")
+    if not count.isdigit() or int(count) < 1 or name.upper() not in GPUS:
+        raise ValueError(f"GPUs are given as COUNTxNAME, got '{text}'; names: {', '.join(GPUS)}; for example 32xH800")
+    return int(count), GPUS[name.upper()]
+
+
+def parse_model(name: str) -> Model:
+    """A name of `MODELS`, or any size as ``14b:layers:heads:kv_heads:width``."""
+    if name.lower() in MODELS:
+        return MODELS[name.lower()]
+    size, *rest = name.lower().split(":")
+    try:
+        if len(rest) != 4 or not size.endswith("b"):
+            raise ValueError(size)
+        return Model(size, float(size[:-1]) * 1e9, *map(int, rest))
+    except ValueError as error:
+        raise ValueError(
+            f"unknown model '{name}'; known: {', '.join(MODELS)}; or SIZEb:LAYERS:HEADS:KV_HEADS:WIDTH, for "
+            "example 14b:48:40:8:5120"
+        ) from error
+
+
+def hardware(gpus: Sequence[str]) -> list[tuple[int, Gpu]]:
+    """Several pools, each as `parse_gpus` reads it."""
+    return [parse_gpus(text) for text in gpus]

@@ -1,0 +1,289 @@
+"""The simulator of RL runs against numbers worked out by hand, and what every run must conserve."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gamut.plan.stream import Job, Options, compare, elastic, main, read_job, split
+from gamut.plan.stream_generate import Instance, fuse_inference, generate
+from gamut.plan.stream_hardware import GPUS, MODELS, Measured, Roofline, parse_gpus, parse_model, slots
+from gamut.plan.stream_lengths import Lengths, figure7, read_lengths
+from gamut.plan.stream_modes import MODES, Setup, Trainer, simulate
+from gamut.plan.stream_policy import (
+    POLICIES,
+    Former,
+    allocate,
+    allocate_apart,
+    batch_latency,
+    deal,
+    rank_noise,
+    recall,
+    should_grow,
+    split_instances,
+    version,
+)
+
+
+def flat(batch, context=0.0):
+    return 1.0
+
+
+def rising(batch, context=0.0):
+    return float(batch)
+
+
+def test_one_instance_by_hand():
+    """Latency = batch size. 2, 4 and 4 tokens in two slots: two steps of 2 s, then the third sample joins; two more
+    steps of 2 s end the second; the third has two tokens left at 1 s each."""
+    made = generate([Instance(rising, 2)], [np.array([0, 1, 2])], [2, 4, 4])
+    assert made.done.tolist() == [4.0, 8.0, 10.0]
+    assert made.skewness == pytest.approx(2 * 0.5)
+    assert made.tokens == 10
+
+
+def test_prefill_stops_decoding():
+    made = generate([Instance(flat, 2, prefill=0.1)], [np.array([0, 1])], [3, 3], [10, 20])
+    assert made.done.tolist() == pytest.approx([6.0, 6.0])
+
+
+def test_roofline_integrates_the_growing_cache():
+    """Latency 1 + context: tokens of one sample cost 1.5, 2.5, 3.5 in the mean, 7.5 in all, in one event or in two."""
+    one = Instance(lambda batch, context: 1 + context, 2)
+    assert generate([one], [np.array([0])], [3]).makespan == pytest.approx(7.5)
+    assert generate([one], [np.array([0, 1])], [3, 1]).makespan == pytest.approx(7.5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=30),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.sampled_from(POLICIES),
+    st.sampled_from(MODES),
+)
+def test_samples_and_tokens_are_conserved(lengths, instances, room, policy, mode):
+    queues = deal(lengths, instances, policy=policy, latency=Measured(), slots=room)
+    assert sorted(int(i) for queue in queues for i in queue) == list(range(len(lengths)))
+    made = generate([Instance(Measured(), room)] * instances, queues, lengths)
+    assert made.tokens == sum(lengths) and np.isfinite(made.done).all()
+    assert (made.done >= np.array(lengths) * Measured()(1) - 1e-9).all()
+    setup = Setup(
+        mode, (Instance(Measured(), room),) * instances, Trainer(1e-3), 0.1, policy=policy, former=Former(20.0)
+    )
+    outcome = simulate(setup, [np.array(lengths)] * 3)
+    assert outcome.samples == sum(outcome.staleness.values()) == 3 * len(lengths)
+    assert outcome.tokens == 3 * sum(lengths)
+    for g0, g1, t0, t1 in outcome.iterations:
+        assert g0 <= g1 <= t1 and g0 <= t0 <= t1
+    assert outcome.training <= 1 + 1e-9 and outcome.generating <= 1 + 1e-9
+
+
+def test_modes_by_hand():
+    """Ten samples of one token on one slot at 1 s each, 0.5 s of training a sample, 2 s of weights: generation 10,
+    training 5.
+
+    colocated 10 + 5; sync: training keeps up, the last sample ends at 10 + 0.5, then weights; one-step: max(10, 5) + 2;
+    async: 10, weights hidden.
+    """
+    batches = [np.ones(10, dtype=int)] * 6
+    want = {"colocated": 15.0, "mini": 12.5 + 0.5, "sync": 12.5, "one-step": 12.0, "async": 10.0}
+    for mode, seconds in want.items():
+        setup = Setup(mode, (Instance(flat, 1),), Trainer(0.5), transfer=2.0 if mode != "colocated" else 0.0, parts=5)
+        outcome = simulate(setup, batches)
+        if mode == "one-step":  # the first batches fill the pipeline
+            starts = np.diff([one[0] for one in outcome.iterations])
+            assert starts[2:] == pytest.approx(seconds)
+        elif (
+            mode == "mini"
+        ):  # five parts of two samples dealt at random: the last part's training follows the last sample
+            assert 12.5 <= outcome.steady <= 15.5
+        else:
+            assert outcome.steady == pytest.approx(seconds), mode
+
+
+def test_versions_follow_figure_5():
+    assert [version(i, 1) for i in range(5)] == [0, 0, 1, 2, 3]
+    setup = Setup("async", (Instance(flat, 4),), Trainer(0.1))
+    assert simulate(setup, [np.ones(4, dtype=int)] * 5).staleness == {0: 4, 1: 16}
+    assert simulate(Setup("sync", (Instance(flat, 4),), Trainer(0.1)), [np.ones(4, dtype=int)] * 2).staleness == {0: 8}
+
+
+def test_former_waits_for_a_full_gpu_or_the_end():
+    former = Former(10.0)
+    assert not former.ready(9.0, False) and former.ready(10.0, False) and former.ready(1.0, True)
+    assert not former.ready(0.0, True)
+
+
+def test_algorithm_1():
+    """Generation 60/x, training 30/y on 9 GPUs: 6 and 3, both 10 s. Apart: the faster side gives GPUs back."""
+    assert allocate(9, lambda x: 60 / x, lambda y: 30 / y) == (6, 3)
+    assert allocate_apart(8, 4, lambda x: 16 / x, lambda y: 16 / y) == (4, 4)
+    assert allocate_apart(4, 8, lambda x: 16 / x, lambda y: 16 / y) == (4, 4)
+    with pytest.raises(ValueError, match="multiple of 8 GPUs and at least 16; got 8"):
+        allocate(8, float, float, unit=8)
+    with pytest.raises(ValueError, match="at least 8 GPUs; got 4 and 8"):
+        allocate_apart(4, 8, float, float, unit=8)
+
+
+def test_algorithm_2():
+    """Latency 1 s a token: 4 long prompts of 10 tokens and 16 short of 2 on 4 instances of 2 slots."""
+    assert batch_latency(5, 10, 1, flat, 2) == 30
+    costs = {n: (batch_latency(4, 10, n, flat, 2), batch_latency(16, 2, 4 - n, flat, 2)) for n in (1, 2, 3)}
+    assert costs == {1: (20, 6), 2: (10, 8), 3: (10, 16)}
+    assert split_instances(4, 16, 4, 10, 2, flat, 2, total="sum") == 2
+    assert split_instances(4, 16, 4, 10, 2, flat, 2, total="max") == 2
+    assert split_instances(4, 16, 1, 10, 2, flat, 2) == 0
+    queues = deal([10] * 4 + [2] * 16, 4, policy="skew", latency=flat, slots=2)
+    assert [sorted(map(int, queue)) for queue in queues[:2]] == [[0, 2], [1, 3]]
+
+
+def test_longest_first_beats_arrival_order():
+    """8 slots, one long sample last in line: by LPT it starts first, and the makespan is its own."""
+    lengths = [10] * 24 + [30]
+    fifo = generate([Instance(flat, 8)], [np.arange(25)], lengths)
+    lpt = generate([Instance(flat, 8)], deal(lengths, 1, policy="lpt"), lengths)
+    assert (fifo.makespan, lpt.makespan) == (60, 40)
+    doubtful = [False] * 24 + [True]
+    assert deal([10] * 25, 1, policy="lpt", doubtful=doubtful)[0][0] == 24
+
+
+def test_elastic_rule():
+    assert should_grow(generate=40, train=10, after=30) and not should_grow(generate=15, train=10, after=5)
+    assert not should_grow(generate=10, train=10, after=10)
+    sets = [figure7("20k").scaled(0.5 + 0.02 * i) for i in range(3)]
+    lines = elastic(Job(MODELS["7b"], GPUS["H800"], GPUS["H800"], figure7(), batch=64), 8, 8, sets)
+    assert [line["iteration"] for line in lines] == [1, 2, 3]
+    for a, b in itertools.pairwise(lines):
+        assert b["gpus"] - a["gpus"] == (8 if a["grow"] else 0)
+
+
+def test_ranker_recall_is_that_of_the_sheet():
+    """sigma = 0.25 gives 0.89 / 0.81 / 0.61 at 20 / 10 / 5 % on Figure 7's lengths."""
+    rng = np.random.default_rng(0)
+    lengths = figure7().sample(8192, rng)
+    estimates = rank_noise(lengths, 0.25, rng)
+    for share, want in ((0.2, 0.89), (0.1, 0.81), (0.05, 0.61)):
+        assert recall(lengths, estimates, share) == pytest.approx(want, abs=0.05)
+
+
+def test_figure_7():
+    """Median about 3.27K, P90 about 13.7K, mean about 5.1K tokens."""
+    lengths = figure7()
+    assert lengths.quantile(0.5) == pytest.approx(3270, rel=0.02)
+    assert lengths.quantile(0.9) == pytest.approx(13660, rel=0.02)
+    assert lengths.mean == pytest.approx(5110, rel=0.02)
+    assert figure7("5k").mean == pytest.approx(lengths.mean / 4)
+
+
+def test_migration_helps_only_with_a_tail():
+    """One long sample: from 4 s on, one instance is enough, and inference of the rest hides behind it."""
+    queues, lengths = [np.arange(4) + 4 * i for i in range(4)], [4.0] * 15 + [40.0]
+    fused = fuse_inference([Instance(flat, 8)] * 4, queues, lengths, 16.0, thresholds=(0.1,), saturated=8, capacity=8)
+    assert (fused.keep, fused.generation, fused.moved) == (1, 40.0, 0)
+    assert fused.seconds == pytest.approx(40 + 16 * 40 / 100)  # what is left is the long sample's own
+    even = fuse_inference([Instance(flat, 8)] * 4, queues, [4.0] * 16, 16.0, saturated=8, capacity=8)
+    assert (even.threshold, even.seconds) == (0.0, 20.0)
+
+
+def test_moving_costs_time():
+    stage = [Instance(flat, 8)] * 2, [np.arange(4), np.arange(4, 8)], [4.0, 4.0, 4.0, 40.0] * 2, 16.0
+    options = {"thresholds": (0.25,), "saturated": 8, "capacity": 8}
+    run = {
+        price: fuse_inference(*stage, **options, move=lambda n, tokens, price=price: price * n) for price in (0.0, 1.0)
+    }
+    assert run[0.0].moved == run[1.0].moved == 1
+    assert run[1.0].generation == run[0.0].generation + 1.0
+
+
+def test_hardware():
+    assert Measured()(1) == pytest.approx(8.4e-3) and Measured()(48) == pytest.approx(10.95e-3)
+    assert Measured()(600) > Measured()(512)
+    roof = Roofline(MODELS["7b"], GPUS["H800"])
+    assert roof(1) == pytest.approx(8.4e-3, rel=0.03)
+    assert roof(64, 4000) > roof(64, 1000) > roof(1, 1000)
+    assert slots(MODELS["7b"], GPUS["H800"], 1, 5000) == int((72e9 - 15.24e9) / (57344 * 5000))
+    assert MODELS["7b"].kv_bytes == 57344
+    assert parse_model("14b:48:40:8:5120").parameters == 14e9
+
+
+def test_wrong_input_says_what_is_allowed(tmp_path):
+    cases = [
+        (lambda: parse_gpus("H800"), "COUNTxNAME, got 'H800'; names: H20"),
+        (lambda: parse_model("9x"), "unknown model '9x'; known: 7b"),
+        (lambda: slots(MODELS["72b"], GPUS["H800"], 1, 100), "does not fit 1 x H800; allowed: tp >= 3"),
+        (lambda: Measured((1.0,), (0.1,)), "two or more rising batch sizes"),
+        (lambda: Instance(flat, 0), "slots >= 1"),
+        (lambda: Trainer(0.0), "token > 0"),
+        (lambda: Setup("fast", (Instance(flat, 1),), Trainer(1.0)), "unknown mode 'fast'; allowed: colocated"),
+        (lambda: Setup("sync", (), Trainer(1.0)), "a setup needs instances"),
+        (lambda: simulate(Setup("sync", (Instance(flat, 1),), Trainer(1.0)), []), "needs batches"),
+        (lambda: deal([1], 1, policy="best"), "unknown dispatch 'best'; allowed: fifo"),
+        (lambda: deal([1, 2], 2, policy="skew"), "needs the latency of a token"),
+        (lambda: deal([], 2), "prompts and instances >= 1"),
+        (lambda: generate([Instance(flat, 1)], [], [1]), "1 instances need as many queues, got 0"),
+        (lambda: figure7("1k"), "unknown length set '1k'; allowed: 20k"),
+        (lambda: Lengths(np.array([np.nan]), np.array([1.0]), np.array([1.0])), "finite numbers"),
+        (lambda: Lengths(np.array([-1.0]), np.array([1.0]), np.array([1.0])), "0 <= start <= end"),
+        (lambda: Lengths(np.array([1.0]), np.array([1.0]), np.array([0.0])), "a bin with weight > 0"),
+        (lambda: read_lengths(tmp_path / "no.csv"), "no such file"),
+        (lambda: read_job(Options(gpus="8xH800+8xH20+8xH20")), "takes one pool or GENERATE"),
+        (lambda: read_job(Options(batch=0)), "batch and iterations must be >= 1"),
+        (lambda: read_job(Options(policy="x")), "unknown dispatch 'x'"),
+    ]
+    for call, text in cases:
+        with pytest.raises(ValueError, match=text.replace("(", r"\(")):
+            call()
+    for body, text in (
+        ("a,b\n1,2\n", r"got \[2\] columns"),
+        ("start,end,weight\n1,2,x\n", "data line 1"),
+        ("", "needs 3 columns"),
+    ):
+        (tmp_path / "bad.csv").write_text(body)
+        with pytest.raises(ValueError, match=text):
+            read_lengths(tmp_path / "bad.csv")
+
+
+def test_files_of_lengths(tmp_path):
+    (tmp_path / "trace.csv").write_text("length\n5\n7\n")
+    trace = read_lengths(tmp_path / "trace.csv")
+    assert set(trace.sample(50, np.random.default_rng(0))) == {5, 7} and trace.longest == 7
+    (tmp_path / "hist.csv").write_text("bin_start,bin_end,probability\n0,10,0.25\n10,20,0.75\n")
+    assert read_lengths(tmp_path / "hist.csv").quantile(0.25) == 10
+
+
+def test_comparison_and_page(tmp_path, capsys):
+    job, gpus, apart = read_job(Options(batch=128, lengths="5k", gpus="32xH800"))
+    rows = compare(job, gpus, apart=apart, iterations=3)
+    found = {row.mode: row.outcome.steady for row in rows}
+    assert found["async"] <= 1.01 * found["one-step"] and found["async"] <= found["sync"] < 2 * found["colocated"]
+    generators, trainers = split(job, 32)
+    assert generators + trainers <= 32 and generators % 8 == trainers % 8 == 0
+    main(
+        [
+            "--batch",
+            "64",
+            "--lengths",
+            "5k",
+            "--gpus",
+            "16xH20+16xH800",
+            "--iterations",
+            "2",
+            "--out",
+            str(tmp_path / "s.html"),
+        ]
+    )
+    page = (tmp_path / "s.html").read_text()
+    assert "async: training of batch 1" in page and "16 + 16" in page
+    assert str(tmp_path / "s.html") in capsys.readouterr().out
+
+
+def test_published_throughput_per_cost():
+    """Figure 12: 32 H800 alone against 32 H20 + 16 H800; its bars are Figure 8's 7B Async in samples/s at cost 9.7."""
+    one = 32 * GPUS["H800"].cost
+    two = 32 * GPUS["H20"].cost + 16 * GPUS["H800"].cost
+    assert (one, two) == (pytest.approx(11.4), pytest.approx(9.7))
+    for throughput, bar in ((21.35, 18.14), (10.63, 9.06), (5.70, 4.85)):
+        assert throughput * two / one == pytest.approx(bar, abs=0.06)
