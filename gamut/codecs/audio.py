@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gamut.codecs.griffin_lim import griffin_lim, log_mel
-from gamut.io.pretrained import Pretrained
+from gamut.io.pretrained import Plain, Pretrained
 from gamut.nn.conv import ConvNeXt
 from gamut.nn.quantise import FSQ
 
@@ -22,7 +22,7 @@ MEL_MEAN, MEL_STD = -5.0, 3.0  # of natural-log mels of speech at -24 dB; ours
 
 
 @dataclass(frozen=True)
-class MelCodecConfig:
+class MelCodecConfig(Plain):
     """Rates in Hz, lengths in samples, ``patch`` in mel frames; every number is ours."""
 
     rate: int = 8000

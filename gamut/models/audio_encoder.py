@@ -6,8 +6,7 @@ N clips · M mel channels · F mel frames · T encoder steps · D width · H hea
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,18 +14,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-import gamut
-from gamut.io.folders import load_config, load_strict, load_tensors, save_folder
 from gamut.io.keys import step_audio_2 as keys
+from gamut.io.pretrained import Plain, Pretrained
 from gamut.nn.meta import meta
 
 EDGES = ("open", "parity", "closed")
 
 
 @dataclass(frozen=True)
-class AudioEncoderConfig:
+class AudioEncoderConfig(Plain):
     """Widths are channels, lengths are encoder steps. The defaults are Step-Audio 2 mini's (fact sheet §3)."""
 
+    called = "audio encoder"
     mels: int = 128
     width: int = 1280
     layers: int = 32
@@ -43,14 +42,6 @@ class AudioEncoderConfig:
         if self.width % self.heads or self.width % 2 or self.pool < 1:
             raise ValueError(f"heads must divide an even width, and pool must be at least 1; "
                              f"got width={self.width}, heads={self.heads}, pool={self.pool}")
-
-    @classmethod
-    def from_dict(cls, values: Mapping) -> "AudioEncoderConfig":
-        """From plain values, as config.json holds them. Raises ValueError for an unknown field."""
-        if unknown := set(values) - {f.name for f in fields(cls)}:
-            raise ValueError(f"unknown audio encoder config fields {sorted(unknown)}; "
-                             f"allowed: {[f.name for f in fields(cls)]}")
-        return cls(**values)
 
 
 class SelfAttention(nn.Module):
@@ -94,7 +85,7 @@ class Block(nn.Module):
         return x_NTD + self.mlp(self.norm2(x_NTD))
 
 
-class AudioEncoder(nn.Module):
+class AudioEncoder(Pretrained, nn.Module):
     """Log-mels to one vector per 40 ms (per 20 ms without pooling).
 
     ``config.edge`` says what a clip feels of the zeros behind its end when it shares a batch with a longer one:
@@ -104,6 +95,8 @@ class AudioEncoder(nn.Module):
                 its last half-pooled step from attention. ``codecs.mel.pad_mels(odd=True)`` avoids it.
         closed  ours: nothing crosses the end, so a clip's vectors do not depend on its batch. For new models.
     """
+
+    Config, inside = AudioEncoderConfig, staticmethod(meta)
 
     def __init__(self, config: AudioEncoderConfig = AudioEncoderConfig()):
         super().__init__()
@@ -170,30 +163,11 @@ class AudioEncoder(nn.Module):
         return x_NTD, count_N
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> "AudioEncoder":
-        """From a folder of ours, or the encoder out of a Hugging Face Whisper or Qwen2-Audio folder.
-
-        Raises:
-            ValueError: another class or model_type, and what ``io/folders.py`` reports of the files.
-        """
-        stored, tensors = load_config(path), load_tensors(path, dtype)
-        if "gamut" in stored:
-            if stored.get("class") != cls.__name__:
-                raise ValueError(f"'{path}' holds a {stored.get('class')}, not an {cls.__name__}; "
-                                 f"load it with that class")
-            config = stored["config"]
-        else:
-            config = keys.encoder_config_from_official(stored)
-            tensors = keys.encoder_to_ours(tensors)
-        with meta():
-            encoder = cls(AudioEncoderConfig.from_dict(config))
-        load_strict(encoder, tensors, path)
-        return encoder.eval()
-
-    def save_pretrained(self, path: str | Path, card: str = "") -> Path:
-        """A checkpoint folder that ``from_pretrained`` reads."""
-        config = {"gamut": gamut.__version__, "class": type(self).__name__, "config": asdict(self.config)}
-        return save_folder(path, self.state_dict(), config, card=card)
+    def released(
+        cls, stored: dict, tensors: dict[str, Tensor], path: str | Path
+    ) -> tuple[AudioEncoderConfig, dict[str, Tensor]]:
+        """The encoder out of a Hugging Face Whisper or Qwen2-Audio folder. Raises ValueError: another model_type."""
+        return AudioEncoderConfig.from_dict(keys.encoder_config_from_official(stored)), keys.encoder_to_ours(tensors)
 
 
 def sinusoids(length: int, width: int) -> Float[Tensor, "T D"]:

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gamut.io.pretrained import Pretrained
+from gamut.io.pretrained import Plain, Pretrained
 from gamut.nn.conv import ConvBlock
 
 
 @dataclass(frozen=True)
-class DigitJudgeConfig:
+class DigitJudgeConfig(Plain):
     """Every number is ours."""
 
     rate: int = 8000

@@ -7,7 +7,7 @@ B rows · T tokens · D width of the language model · N clips, in the row-major
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-import gamut
-from gamut.io.folders import load_config, load_strict, load_tensors, save_folder
+from gamut.io.folders import save_folder
 from gamut.io.keys import step_audio_2 as keys
+from gamut.io.pretrained import Plain, Pretrained
 from gamut.losses.next_token import next_token_from_hidden
 from gamut.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from gamut.models.lm import LM, LMConfig
@@ -26,7 +26,7 @@ from gamut.nn.meta import meta
 
 
 @dataclass(frozen=True)
-class OmniConfig:
+class OmniConfig(Plain):
     """The defaults are Step-Audio 2 mini's (fact sheet §3-4.1)."""
 
     lm: LMConfig
@@ -37,14 +37,6 @@ class OmniConfig:
     audio_start_id: int = 151688
     audio_end_id: int = 151689
     audio_patch_id: int = 151690
-
-    @classmethod
-    def from_dict(cls, values: Mapping) -> "OmniConfig":
-        """From plain values, as config.json holds them. Raises ValueError for an unknown field."""
-        if unknown := set(values) - {f.name for f in fields(cls)}:
-            raise ValueError(f"unknown Omni config fields {sorted(unknown)}; allowed: {[f.name for f in fields(cls)]}")
-        lm, audio = LMConfig.from_dict(values["lm"]), AudioEncoderConfig.from_dict(values["audio"])
-        return cls(**{**values, "lm": lm, "audio": audio})
 
 
 class Adaptor(nn.Module):
@@ -66,8 +58,10 @@ class Adaptor(nn.Module):
         return self.down(F.relu(self.up(y_NPA))), self.lengths(lens_N)
 
 
-class Omni(nn.Module):
+class Omni(Pretrained, nn.Module):
     """Hears continuous features, reads and writes tokens (text and audio codes share one vocabulary)."""
+
+    Config, inside = OmniConfig, staticmethod(meta)
 
     def __init__(self, config: OmniConfig):
         super().__init__()
@@ -170,25 +164,12 @@ class Omni(nn.Module):
         return next_token_from_hidden(x_BTD, self.lm.head.weight, ids_BT, target_BT)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> "Omni":
-        """From a folder of ours or of a released Step-Audio 2 (mini, mini-Base, mini-Think); weights become ``dtype``.
-
-        Raises:
-            ValueError: what ``io/folders.py`` reports of the files, another class or family.
-        """
-        stored, tensors = load_config(path), load_tensors(path, dtype)
-        if "gamut" in stored:
-            if stored.get("class") != cls.__name__:
-                raise ValueError(f"'{path}' holds a {stored.get('class')}, not an {cls.__name__}; "
-                                 f"load it with that class")
-            config = OmniConfig.from_dict(stored["config"])
-        else:
-            config = OmniConfig.from_dict(keys.config_from_official(stored))
-            tensors = keys.to_ours(tensors, asdict(config))
-        with meta():
-            model = cls(config)
-        load_strict(model, tensors, path)
-        return model.eval()
+    def released(
+        cls, stored: dict, tensors: dict[str, Tensor], path: str | Path
+    ) -> tuple[OmniConfig, dict[str, Tensor]]:
+        """Of a released Step-Audio 2 (mini, mini-Base, mini-Think). Raises ValueError: another family."""
+        config = OmniConfig.from_dict(keys.config_from_official(stored))
+        return config, keys.to_ours(tensors, asdict(config))
 
     def save_pretrained(
         self,
@@ -203,10 +184,10 @@ class Omni(nn.Module):
         Raises:
             ValueError: another layout, or a config that the released code cannot build.
         """
-        if layout not in ("gamut", "official"):
+        if layout == "gamut":
+            return super().save_pretrained(path, card, files)
+        if layout != "official":
             raise ValueError(f"layout must be 'gamut' or 'official', got {layout!r}")
-        values, tensors = asdict(self.config), self.state_dict()
-        config = {"gamut": gamut.__version__, "class": type(self).__name__, "config": values}
-        if layout == "official":
-            config, tensors = keys.config_to_official(values), keys.to_official(tensors, values)
+        values = asdict(self.config)
+        config, tensors = keys.config_to_official(values), keys.to_official(self.state_dict(), values)
         return save_folder(path, tensors, config, card=card, files=files)
