@@ -93,5 +93,5 @@ def test_import_costs_nothing_and_the_public_names_are_there():
     code = "import sys, gamut; assert 'torch' not in sys.modules; print(sorted(gamut.__all__), 'load' in dir(gamut))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "['__version__', 'load', 'run', 'save'] True\n", done.stderr
-    with pytest.raises(AttributeError, match="module 'gamut' has no attribute 'lod'; there is: load, run, save"):
-        gamut.lod  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'gamut' has no attribute 'loads'; there is: load, run, save"):
+        gamut.loads  # noqa: B018
