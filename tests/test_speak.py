@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gamut.codecs.answer import parse_ta4
 from gamut.codecs.audio import MelCodec, MelCodecConfig
 from gamut.codecs.chat import (
     ANSWER_SPEECH,
@@ -26,7 +27,7 @@ from gamut.codecs.chat import (
 )
 from gamut.codecs.mel import pad_mels, patches
 from gamut.codecs.text import Tokenizer
-from gamut.codecs.weave import Marks, build_ta4, parse_ta4
+from gamut.codecs.weave import Marks, build_ta4
 from gamut.generate.ar import Prompt, generate
 from gamut.generate.sampling import Sampling
 from gamut.generate.speak import Asked, Done, Sound, Told, Words, collect, decoder, respond

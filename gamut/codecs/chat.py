@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  (the prompts are Chinese, and so is their punctuation)
-"""Messages -> the prompt of a Step model, as text or as ids, and an answer -> the message that remembers it.
+"""Messages -> the prompt of a Step model, as text or as ids; codecs/answer.py has the way back.
 
     <|BOT|>{role}\\n{content}<|EOT|>      nothing between messages
 
@@ -264,22 +264,3 @@ def encode_turns(
             ids, mask, run = ids + part, mask + [run[-1].learn] * len(part), []
         run.append(piece)
     return ids, mask
-
-
-def remember(ids: Sequence[int], tokenizer: Vocabulary, prefill: str = ANSWER_TEXT) -> dict[str, Any]:
-    """The assistant's message that keeps an answer in the history.
-
-    Speech stays as it was generated: ``<tts_start>`` and the ids after it, never tokenised again. Thinking is left out.
-    Everything from the first ``<|EOT|>`` on is cut, and marks of sound are dropped: in a prompt they stand for a clip,
-    and there is none for what a model only imagines.
-    """
-    ids, stop = list(ids), tokenizer.id(EOT)
-    ids = ids[: ids.index(stop)] if stop in ids else ids
-    sound = {tokenizer.id(mark) for mark in (AUDIO_START, AUDIO_PATCH, AUDIO_END)}
-    ids = [i for i in ids if i not in sound]
-    text = prefill.lstrip()
-    if (text + tokenizer.decode(ids[:16])).lstrip().startswith("<think>"):
-        start = tokenizer.id(TTS_START)
-        cut = ids.index(start) if start in ids else len(ids)
-        text, ids = without_thinking(text + tokenizer.decode(ids[:cut])), ids[cut:]
-    return {"role": "assistant", "content": [{"type": "text", "text": text}, {"type": "token", "token": ids}]}

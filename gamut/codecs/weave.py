@@ -1,4 +1,4 @@
-"""Text and audio ids woven into one stream, and taken apart again, whole or while they arrive.
+"""Text and audio ids woven into one stream; codecs/answer.py takes it apart again.
 
 Step-Audio 2 speaks in TA4: ``<tts_start>``, then one text id and four audio ids in turn, then ``<tts_end>`` and perhaps
 ordinary text such as a tool call (arXiv 2507.16632 §3.1; padding as in the vLLM branch step-audio2-mini).
@@ -7,7 +7,7 @@ Step-Audio-AQAA weaves 10 text ids with 15 audio ids, without padding (arXiv 250
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 Padding = Literal["full", "reference", "none"]
 
@@ -118,54 +118,11 @@ class Weave:
 TA4 = Weave(1, 4)
 
 
-class Woven(NamedTuple):
-    """A stream taken apart: the words spoken, their audio ids, and everything outside the spoken section."""
-
-    text_ids: list[int]
-    audio_ids: list[int]
-    other_ids: list[int]
-
-
-class WeaveParser:
-    """Takes a stream apart as it arrives. The result does not depend on how the stream is cut.
-
-    Works for every ratio, since each id says by itself which side it is on. ``is_ta4``: the stream begins inside a
-    spoken section (``is_ta4_prompt``); if not, nothing in it is speech, as in the released parser, unless ``reopen``
-    lets a ``<tts_start>`` in the stream open a section (for a model that decides by itself when to speak; ours).
-    """
-
-    def __init__(self, marks: Marks, is_ta4: bool = True, *, reopen: bool = False):
-        self.marks, self.inside, self.reopen = marks, is_ta4, reopen
-        self.spoken = is_ta4 or reopen
-
-    def push(self, ids: Sequence[int]) -> Woven:
-        """Padding and the marks of a spoken section are dropped; what is not known to be audio inside it is text."""
-        woven, marks = Woven([], [], []), self.marks
-        for i in ids:
-            if i == marks.end and self.spoken:
-                self.inside = False
-            elif i == marks.start and self.reopen:
-                self.inside = True
-            elif not self.inside:
-                woven.other_ids.append(i)
-            elif i >= marks.audio:
-                if i != marks.audio_pad:
-                    woven.audio_ids.append(i)
-            elif i != marks.text_pad:
-                woven.text_ids.append(i)
-        return woven
-
-
 def build_ta4(
     text_ids: Sequence[int], audio_ids: Sequence[int], marks: Marks, *, padding: Padding = "full"
 ) -> list[int]:
     """``TA4.build``: one text id, four audio ids, in turn."""
     return TA4.build(text_ids, audio_ids, marks, padding=padding)
-
-
-def parse_ta4(ids: Sequence[int], is_ta4: bool, marks: Marks) -> Woven:
-    """A whole answer taken apart; ``ids`` are what followed the prompt, so the section is open when ``is_ta4``."""
-    return WeaveParser(marks, is_ta4).push(ids)
 
 
 def is_ta4_prompt(ids: Sequence[int], marks: Marks) -> bool:

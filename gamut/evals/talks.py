@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gamut.codecs.answer import parse_ta4, remember
 from gamut.codecs.audio import MelCodec
-from gamut.codecs.chat import ANSWER_SPEECH, ANSWER_TEXT, EOT, encode_chat, remember
+from gamut.codecs.chat import ANSWER_SPEECH, ANSWER_TEXT, EOT, encode_chat
 from gamut.codecs.mel import hear, pad_mels
 from gamut.codecs.text import Tokenizer
 from gamut.codecs.toolcall import parse_tool_calls
-from gamut.codecs.weave import Marks, parse_ta4
+from gamut.codecs.weave import Marks
 from gamut.data.spoken import RATE, TASKS, Digits, Task
 from gamut.data.talks import call_arguments, question
 from gamut.evals.judges import Sphinx

@@ -7,7 +7,7 @@
             case Sound(wav): play(wav)
 
 Sound leaves as soon as the codec's stream has enough codes, so it begins before the text is complete. Ours; the formats
-are those of codecs/chat.py, codecs/weave.py and codecs/toolcall.py.
+are those of codecs/chat.py, codecs/answer.py and codecs/toolcall.py.
 
 T samples
 """
@@ -21,10 +21,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gamut.codecs.chat import ANSWER_TEXT, EOT, TTS_START, encode_chat, remember
+from gamut.codecs.answer import WeaveParser, remember
+from gamut.codecs.chat import ANSWER_TEXT, EOT, TTS_START, encode_chat
 from gamut.codecs.text import Tokenizer
 from gamut.codecs.toolcall import ToolCall, ToolCallParser
-from gamut.codecs.weave import Marks, WeaveParser
+from gamut.codecs.weave import Marks
 from gamut.generate.ar import Prompt, Stream
 from gamut.generate.sampling import Sampling
 from gamut.generate.tools import Toolbox, ToolResult
