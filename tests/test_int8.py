@@ -17,7 +17,8 @@ from gamut.io.folders import save_folder
 from gamut.models.int8 import load_int8
 from gamut.models.lm import LM, LMConfig, MoEConfig
 from gamut.models.omni import Omni, OmniConfig
-from gamut.nn.int8 import BLOCK, PACKED_ROWS, Int8Linear, quantise, use_int8
+from gamut.nn import int8
+from gamut.nn.int8 import PACKED_ROWS, Int8Linear, quantise, use_int8
 from gamut.nn.meta import meta
 
 MINI = LMConfig(
@@ -49,16 +50,26 @@ def test_no_weight_moves_by_more_than_half_a_step(seed, dtype):
 
 @pytest.mark.parametrize("rows", [1, PACKED_ROWS, PACKED_ROWS + 1, 40])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
-def test_layer_computes_with_the_rounded_weight(rows, dtype, tolerance):
+def test_layer_computes_with_the_rounded_weight(monkeypatch, rows, dtype, tolerance):
     """Both kernels, and more outputs than one block."""
     torch.manual_seed(0)
-    layer = filled(nn.Linear(64, BLOCK + 70), dtype)
+    monkeypatch.setattr(int8, "BLOCK", 64 * 50)
+    layer = filled(nn.Linear(64, 120), dtype)
     x = torch.randn(2, rows, 64).to(dtype)[:1]
     weight = layer.weight.float() * layer.scale.float()[:, None]
     want = x.float() @ weight.T + layer.bias.float()
     got = layer(x)
-    assert got.dtype == dtype and got.shape == (1, rows, BLOCK + 70)
+    assert got.dtype == dtype and got.shape == (1, rows, 120)
     torch.testing.assert_close(got.float(), want, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_pass_through_to_the_input(dtype):
+    layer, x = filled(nn.Linear(64, 30), dtype), torch.randn(3, 64, dtype=dtype, requires_grad=True)
+    layer(x).float().sum().backward()
+    want = (layer.weight.float() * layer.scale.float()[:, None]).sum(0).expand(3, 64)
+    torch.testing.assert_close(x.grad.float(), want, atol=0.05 if dtype == torch.bfloat16 else 1e-5, rtol=0.02)
+    assert not list(layer.parameters())
 
 
 def test_mini_is_below_ten_gigabytes():

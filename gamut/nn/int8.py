@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-BLOCK = 512  # output channels turned back into floats at a time: they stay in the cache, and no full copy exists
+BLOCK = 1 << 20  # weights turned back into floats at a time: 4 MB, which stay in the cache
 PACKED_ROWS = 8  # up to here torch's packed kernel beats blocks (bf16 on CPU; benchmarks/int8.py)
 
 
@@ -27,17 +27,21 @@ def quantise(
     out, width = weight_OI.shape
     q_OI = torch.empty(out, width, dtype=torch.int8, device=weight_OI.device)
     scale_O = torch.empty(out, dtype=dtype, device=weight_OI.device)
-    room = torch.empty(BLOCK, width, device=weight_OI.device)  # in blocks: never a second float copy of a large weight
-    for o in range(0, out, BLOCK):
-        rows_bI = room[: min(BLOCK, out - o)].copy_(weight_OI[o : o + BLOCK])
-        scale_O[o : o + BLOCK] = torch.linalg.vector_norm(rows_bI, torch.inf, dim=1) / 127
-        step_b1 = scale_O[o : o + BLOCK, None].float().clamp_min(torch.finfo(torch.float32).tiny)  # rows of zeros
-        q_OI[o : o + BLOCK] = rows_bI.div_(step_b1).round_()
+    room = torch.empty(_rows(width), width, device=weight_OI.device)  # never a second float copy of a large weight
+    for part, q_bI, scale_b in zip(*(t.split(_rows(width)) for t in (weight_OI, q_OI, scale_O)), strict=True):
+        rows_bI = room[: len(part)].copy_(part)
+        scale_b.copy_(torch.linalg.vector_norm(rows_bI, torch.inf, dim=1) / 127)
+        step_b1 = scale_b[:, None].float().clamp_min(torch.finfo(torch.float32).tiny)  # rows of zeros
+        q_bI.copy_(rows_bI.div_(step_b1).round_())
     return q_OI, scale_O
 
 
+def _rows(width: int) -> int:
+    return max(1, BLOCK // width)
+
+
 class Int8Linear(nn.Module):
-    """y = (x qᵀ) · scale + bias, with q int8. For inference: no gradient reaches the weight."""
+    """y = (x qᵀ) · scale + bias, with q int8. Gradients reach the input, never the weight."""
 
     def __init__(self, width: int, out: int, bias: bool, dtype: torch.dtype = torch.bfloat16):
         super().__init__()
@@ -51,13 +55,21 @@ class Int8Linear(nn.Module):
 
     def forward(self, input: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         x_MI = input.reshape(-1, self.in_features)
-        if x_MI.dtype == torch.bfloat16 and x_MI.device.type == "cpu" and len(x_MI) <= PACKED_ROWS:
-            y_MO = torch.ops.aten._weight_int8pack_mm(x_MI, self.weight, self.scale.to(x_MI.dtype))
+        scale_O, packed = self.scale.to(x_MI.dtype), x_MI.dtype == torch.bfloat16 and x_MI.device.type == "cpu"
+        if packed and len(x_MI) <= PACKED_ROWS and not x_MI.requires_grad:
+            y_MO = torch.ops.aten._weight_int8pack_mm(x_MI, self.weight, scale_O)
         else:
-            parts = [x_MI @ self.weight[o : o + BLOCK].to(x_MI.dtype).T for o in range(0, self.out_features, BLOCK)]
-            y_MO = torch.cat(parts, 1) * self.scale.to(x_MI.dtype)
+            y_MO = torch.cat([x_MI @ block_bI.T for block_bI in self._blocks(x_MI)], 1) * scale_O
         y_MO = y_MO if self.bias is None else y_MO + self.bias
         return y_MO.view(*input.shape[:-1], self.out_features)
+
+    def _blocks(self, x_MI: Tensor) -> Iterator[Tensor]:
+        """q as floats, some rows at a time, all in one place: fresh memory for each costs up to 15 x in page faults.
+        A backward pass needs them all again, so with gradients each gets its own."""
+        rows = _rows(self.in_features)
+        room = torch.empty(rows, self.in_features, dtype=x_MI.dtype, device=x_MI.device)
+        for q_bI in self.weight.split(rows):
+            yield q_bI.to(x_MI.dtype) if x_MI.requires_grad else room[: len(q_bI)].copy_(q_bI)
 
 
 def use_int8(model: nn.Module, *, keep: Sequence[str] = (), dtype: torch.dtype = torch.bfloat16) -> list[str]:
