@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gamut.plan.pipeline import FORWARD, Problem, simulate
+from gamut.plan.pipeline import FORWARD, Chain, Problem, simulate
 from gamut.plan.pipeline_fused import fillers, greedy, lower_bound, serial
 
 SLICE = 2.0  # seconds of one call of a kernel: how often the search looks at the clock
@@ -73,10 +73,22 @@ class Search:
             None  # the best so far: cost, windows, biases
         )
         self.serial_peak = simulate(problem, serial(problem)).peak_memory
+        self._compile()
+        self.began = clock()
         for rows in start:
             self.offer(rows, "given")
         for name, make in (("serial", serial), ("greedy", greedy), *fillers.items()):
             self.offer(make(problem), name)
+
+    def _compile(self) -> None:
+        """Have the kernels compiled before the clock runs: 15 s of CPU time once, then kept on disk by numba."""
+        problem = Problem((Chain((0, 1), 2, 1, 2), Chain((1, 0), 2, 1, 2)))
+        rows = self.kernels.pack(problem, greedy(problem))
+        table, buffers = self.kernels.tables(problem), [self.kernels.buffers(problem) for _ in range(2)]
+        rules = np.ones(len(problem.ops), np.int64), np.zeros(len(problem.ops))
+        more = (*(one.copy() for one in rules), rows.copy(), np.zeros_like(buffers[0][2]), np.zeros(problem.nodes))
+        self.kernels.tune(*rules, table, 1.0, 1.0, 1.0, 0.1, 1, 0, *more)
+        self.kernels.anneal(rows, table, 1.0, 1.0, 1.0, 0.1, 1, 0, rows.copy(), *buffers, np.zeros((16, 2), np.int64))
 
     def offer(self, rows: tuple[str, ...] | np.ndarray, by: str) -> bool:
         """Take a schedule if it is better than the best; the exact evaluator decides."""
@@ -99,10 +111,7 @@ class Search:
         steps = max(50, int(SLICE * self.speed.get(name, FIRST[name])))
         began = self.clock()
         cost = kernel(*args(steps, int(self.draw.integers(1 << 31))))
-        if name in self.speed or self.clock() - began < SLICE:  # a first call may hold the compiler
-            self.speed[name] = steps / max(self.clock() - began, 1e-3)
-        else:
-            self.speed[name] = FIRST[name]
+        self.speed[name] = steps / max(self.clock() - began, 1e-3)
         return cost
 
     def tune(self, cap: float, slices: int = 4, *, again: bool = False) -> np.ndarray | None:

@@ -34,7 +34,7 @@ class Job:
     prompt: float = 300.0  # tokens; StreamRL Figure 7 left has its mode below 200 and a bump at 700
     batch: int = 1024  # samples of an iteration (paper)
     tp: int = 1
-    use: float = 0.4
+    use: float = 0.3
     wire: float = 25e9
     launch: float = 0.05
     switch: float = 5.0
@@ -146,7 +146,7 @@ class Options:
     batch: int = 1024  # samples of an iteration
     prompt: float = 300.0  # tokens of a prompt
     tp: int = 1  # GPUs of one replica that generates
-    use: float = 0.4  # share of the peak FLOPS that training reaches
+    use: float = 0.3  # share of the peak FLOPS that training reaches (fits two published cells)
     wire: float = 25e9  # bytes per second for new weights; 10e9 is an 80 Gbps line
     policy: str = "lpt"  # fifo, lpt, round, skew or skew-max, of the streamed modes
     noise: float = 0.25  # sigma of the length ranker's log-normal error; 0 is an oracle

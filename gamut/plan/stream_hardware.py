@@ -83,25 +83,27 @@ class Measured:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Per-token latency from first principles: read weights and cache, or compute, whichever takes longer, and a fixed
-    part.
+    """Per-token latency by first principles: read weights and cache or compute, whichever is longer, plus a fixed part.
 
-    ``fixed`` = 3.9 ms makes a 7B model on one H800 as fast as Figure 6 at batch 1 (8.4 ms); ``use`` is the share of the
-    bandwidth and of the FLOPS that is reached (ours).
+    The fixed part is ``layer`` seconds for each layer, and two ``reduce`` where tensor parallelism must add up. At
+    ``use`` = 0.8 of the peaks, ``layer`` = 0.097 ms gives a 7B model on one H800 Figure 6's 8.4 ms at batch 1;
+    ``reduce`` is ours.
     """
 
     model: Model
     gpu: Gpu
     tp: int = 1
-    fixed: float = 3.9e-3
-    use: float = 1.0
+    layer: float = 0.097e-3
+    reduce: float = 25e-6
+    use: float = 0.8
 
     def __call__(self, batch: float, context: float = 0.0) -> float:
         """Seconds for one token of each of ``batch`` samples with ``context`` tokens of cache each."""
         cache = batch * context * self.model.kv_bytes
         reading = (self.model.weights + cache) / (self.tp * self.gpu.bandwidth * self.use)
         computing = 2 * self.model.parameters * batch / (self.tp * self.gpu.flops * self.use)
-        return self.fixed + max(reading, computing)
+        fixed = self.model.layers * (self.layer + 2 * self.reduce * (self.tp > 1))
+        return fixed + max(reading, computing)
 
 
 def slots(model: Model, gpu: Gpu, tp: int, tokens: float, share: float = 0.9) -> int:
