@@ -7,9 +7,11 @@ import torch
 
 from gamut.codecs.audio import MelCodec, MelCodecConfig
 from gamut.codecs.mel import hear, patches
+from gamut.data.noise import not_speech, padded
+from gamut.data.recordings import Recordings
 from gamut.data.sources import Clip
-from gamut.data.spoken import RATE, TASKS, Digits, noisy, not_speech, padded, stretched
-from gamut.data.talks import Recordings, Talks, tokenizer
+from gamut.data.spoken import RATE, TASKS, Digits, noisy, stretched
+from gamut.data.talks import Talks, tokenizer
 from gamut.generate.tools import calculator
 
 

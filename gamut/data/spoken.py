@@ -111,33 +111,9 @@ def noisy(wav: Tensor, rng: random.Random, quiet: float = -4.5, loud: float = -2
     """White noise of RMS 10^quiet to 10^loud added; three times in ten none. Seeded by ``rng``."""
     if rng.random() < 0.3:
         return wav
-    return wav + _white(len(wav), rng) * 10 ** rng.uniform(quiet, loud)
+    return wav + white(len(wav), rng) * 10 ** rng.uniform(quiet, loud)
 
 
-def _white(length: int, rng: random.Random) -> Tensor:
+def white(length: int, rng: random.Random) -> Tensor:
+    """White noise of RMS 1, seeded by ``rng``."""
     return torch.randn(length, generator=torch.Generator().manual_seed(rng.getrandbits(32)))
-
-
-def not_speech(digits: Digits, rng: random.Random) -> Tensor:
-    """Sound that says nothing: a recording played backwards, silence, white or coloured noise, steady or pulsing."""
-    kind = rng.random()
-    if kind < 0.5:
-        return rng.choice(digits.wavs).flip(0)
-    length = int(rng.uniform(0.3, 1.2) * RATE)
-    if kind < 0.6:
-        return torch.zeros(length)
-    spectrum = torch.fft.rfft(_white(length, rng))
-    colour = torch.linspace(1e-2, 1, len(spectrum)) ** rng.uniform(-1, 1)
-    wav = torch.fft.irfft(spectrum * colour, length)
-    if kind > 0.85:
-        wav = wav * torch.linspace(0, rng.uniform(3, 30), length).sin().abs()
-    return wav / wav.std() * 10 ** rng.uniform(-3, -0.8)
-
-
-def padded(wavs: Sequence[Tensor], multiple: int = 1) -> tuple[Tensor, Tensor]:
-    """Sounds stacked with silence behind them, to a multiple of samples: (B, T) and their own lengths (B,)."""
-    lengths = torch.tensor([len(wav) for wav in wavs])
-    rows = torch.zeros(len(wavs), -(-int(lengths.max()) // multiple) * multiple)
-    for row, wav in zip(rows, wavs, strict=True):
-        row[: len(wav)] = wav
-    return rows, lengths

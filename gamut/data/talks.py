@@ -18,16 +18,14 @@ from gamut.codecs.chat import (
     BOT,
     EOT,
     READ_ALOUD,
-    TRANSCRIBE,
     TTS_END,
     TTS_PAD,
     TTS_START,
     encode_turns,
 )
-from gamut.codecs.mel import hear, pad_mels, patches, pieces
+from gamut.codecs.mel import hear, pad_mels, patches
 from gamut.codecs.text import Tokenizer
 from gamut.codecs.weave import Marks, build_ta4
-from gamut.data.sources import Clip
 from gamut.data.spoken import RATE, TASKS, Digits, Said, Task, noisy
 
 PAUSE = 640  # samples of silence after each digit of an answer: two tokens. Ours
@@ -152,25 +150,6 @@ class Talks:
                 messages = self.talk(task, said, mels[-1].shape[-1], speak, rng)
                 tools = self.tools if task.tool else None
             rows.append(encode_turns(messages, self.words, tools, codes=self.codec.vocab))
-        return stacked(rows, mels, self.words, seconds)
-
-
-class Recordings:
-    """Own recordings with transcripts, as the conversations in which the released model transcribes them."""
-
-    def __init__(self, clips: Sequence[Clip], words: Tokenizer, prompt: str = TRANSCRIBE, seed: int = 0):
-        self.clips, self.words, self.prompt, self.seed = clips, words, prompt, seed
-
-    def batch(self, index: int, size: int) -> TalkBatch:
-        """Conversation batch number ``index``: ``size`` recordings drawn at random."""
-        rng = random.Random(f"recordings {self.seed} {index}")
-        rows, mels, seconds = [], [], 0.0
-        for clip in (self.clips[rng.randrange(len(self.clips))] for _ in range(size)):
-            heard = [hear(piece, clip.rate) for piece in pieces(clip.wav, clip.rate)]
-            sound = [{"type": "audio", "patches": [patches(mel.shape[-1]) for mel in heard]}]
-            messages = [{"role": "system", "content": self.prompt}, {"role": "human", "content": sound}]
-            rows.append(encode_turns([*messages, {"role": "assistant", "content": clip.text}], self.words))
-            mels, seconds = mels + heard, seconds + len(clip.wav) / clip.rate
         return stacked(rows, mels, self.words, seconds)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gamut.codecs.griffin_lim import log_mel
 from gamut.codecs.mel import levelled
-from gamut.data.spoken import RATE, Digits, not_speech
+from gamut.data.noise import not_speech
+from gamut.data.spoken import RATE, Digits
 from gamut.io.fsdd import DIGITS
 from gamut.io.media import resample
 from gamut.models.judge import DigitJudge, best_path

@@ -17,7 +17,8 @@ from torch import Tensor
 from gamut.codecs.audio import MelCodec, MelCodecConfig
 from gamut.data import sources
 from gamut.data.load import Batches
-from gamut.data.spoken import RATE, Digits, noisy, not_speech, padded
+from gamut.data.noise import not_speech, padded
+from gamut.data.spoken import RATE, Digits, noisy
 from gamut.evals.claims import Claim, Result
 from gamut.evals.judges import hear, judge_mel, trust
 from gamut.io.report import Audio, Card, Columns, Heading, Mel
