@@ -20,8 +20,8 @@ from gamut.io.source import Recipe, parse
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "gamut"
 ORDER = [
-    {"papers"}, {"nn", "losses", "plan", "io"}, {"codecs", "models"}, {"data", "generate"}, {"train", "evals"}, {"rl"},
-    {"serve", "recipes"}, {"api"}, {"cli"}, {"__main__"},
+    {"papers"}, {"io"}, {"nn", "plan"}, {"losses"}, {"codecs", "models"}, {"data", "generate"}, {"train", "evals"},
+    {"rl"}, {"serve", "recipes"}, {"api"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FREE = {"gamut.train.dist", "gamut.train.log"}  # beside io/ and evals/: not counted as what a recipe's reader must read

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gamut.codecs.audio import MelCodec
 from gamut.codecs.chat import ANSWER_SPEECH, ANSWER_TEXT, EOT
-from gamut.codecs.mel import WHISPER_RATE, hear, pad_mels, patches, pieces
+from gamut.codecs.mel import WHISPER_RATE, hear, levelled, pad_mels, patches, pieces
 from gamut.codecs.text import Tokenizer
 from gamut.generate.sampling import Sampling
 from gamut.generate.speak import Asked, Event, Sound, Told, Words, decoder, respond
@@ -21,6 +21,7 @@ from gamut.io.media import read_audio, resample, write_audio
 from gamut.models.omni import Omni
 
 TAUGHT = "taught.json"
+LEVEL = 0.05  # RMS a question is brought to: a small model has not heard whispers. Ours
 SAMPLING = Sampling(temperature=0.3, max_new=400)  # ours; the released chat uses 0.7
 
 
@@ -61,7 +62,8 @@ class Speaker:
             system: what to do with what is heard. aloud: answer in speech, the text beside it.
             tools: show the model its tools; it then calls one silently before it answers.
         """
-        mels = [hear(piece, WHISPER_RATE) for piece in pieces(resample(wav, rate, WHISPER_RATE))]
+        wav = resample(levelled(wav, LEVEL), rate, WHISPER_RATE)
+        mels = [hear(piece, WHISPER_RATE) for piece in pieces(wav)]
         sound = [{"type": "audio", "patches": [patches(mel.shape[-1]) for mel in mels]}]
         messages = [{"role": "system", "content": system}, *history, {"role": "human", "content": sound}]
         last = ANSWER_SPEECH if aloud else ANSWER_TEXT
