@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gamut.plan.rules import step_law
+from gamut.plan.rules import Number, step_law
 
 RATE = 0.20  # best activation rate at 2B, 3B and 7B: 17-21% (sheet section 6)
 ASPECT, MU, ALPHA = 88, 22.0, 2.77  # width / layers, total and dense feed-forward ratios (sheet section 4, step 1)
@@ -96,10 +96,10 @@ class Budget:
 
 
 def resource_plan(
-    N: float,
-    C: float,
-    D_unique: float = math.inf,
-    activation_rate: float = RATE,
+    N: Number,
+    C: Number,
+    D_unique: Number = math.inf,
+    activation_rate: Number = RATE,
     *,
     sequence: int = 2048,
     head_dim: int = HEAD,
@@ -133,6 +133,7 @@ def resource_plan(
             "the dense layer alone use more, or one expert does; try a rate between 0.09 and 0.58, "
             f"a smaller head_dim than {head_dim}, or a larger N"
         )
+    N, C, D_unique, activation_rate = map(float, (N, C, D_unique, activation_rate))
     shape = min(close, key=lambda pair: pair[0])[1]
     tokens = C / shape.flops(sequence)
     lr, batch = step_law(shape.parameters, tokens)
@@ -149,11 +150,11 @@ def resource_plan(
     return Budget(shape, sequence, C, tokens, D_unique, lr, rows * sequence, iterations, warmup, notes)
 
 
-def _rate_met(shape: Shape, rate: float, N: float) -> bool:
+def _rate_met(shape: Shape, rate: Number, N: Number) -> bool:
     return abs(shape.activation_rate / rate - 1) < (0.02 if N >= 1e8 else 0.05)
 
 
-def _widths(N: float, per_layer: float, head_dim: int) -> Iterator[tuple[float, int, int]]:
+def _widths(N: Number, per_layer: Number, head_dim: int) -> Iterator[tuple[float, int, int]]:
     """(penalty, width, layers) around the aspect ratio: N = per_layer width^2 layers."""
     best = (N * ASPECT / per_layer) ** (1 / 3)
     step = head_dim
@@ -164,7 +165,7 @@ def _widths(N: float, per_layer: float, head_dim: int) -> Iterator[tuple[float, 
                 yield off, width, layers
 
 
-def _dense(N: float, head_dim: int) -> Iterator[tuple[float, Shape]]:
+def _dense(N: Number, head_dim: int) -> Iterator[tuple[float, Shape]]:
     for off, width, layers in _widths(N, 4 + 3 * ALPHA, head_dim):
         ffn = round((N / layers / width**2 - 4) / 3 * width / 8) * 8
         if ffn > 0:
@@ -174,7 +175,7 @@ def _dense(N: float, head_dim: int) -> Iterator[tuple[float, Shape]]:
             )
 
 
-def _mixtures(N: float, rate: float, head_dim: int) -> Iterator[tuple[float, Shape]]:
+def _mixtures(N: Number, rate: Number, head_dim: int) -> Iterator[tuple[float, Shape]]:
     """Per width and depth: mu from N (Eq. 4), beta from the rate (Eq. 5), then experts near width / 4."""
     for off, width, layers in _widths(N, 4 + 3 * MU, head_dim):
         ffn, grain = round(ALPHA * width / 8) * 8, 32 if width >= 512 else 8
@@ -211,7 +212,7 @@ def _doubts(shape: Shape, tokens: float, unique: float, rate: float) -> tuple[st
     return tuple(found)
 
 
-def best_activation(rates: Sequence[float], losses: Sequence[float]) -> float:
+def best_activation(rates: Sequence[Number], losses: Sequence[Number]) -> float:
     """Activation rate of least loss, by a cubic in ln(rate) through runs of equal N and C.
 
     Raises:

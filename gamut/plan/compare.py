@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from gamut.plan.rules import Number
 from gamut.plan.surface import Surface
 
 
@@ -42,7 +43,7 @@ class Comparison:
         return f"{self.a} wins on {100 * a:.0f}% of the plane, {self.b} on {100 * b:.0f}%, undecided on {rest:.0f}%"
 
 
-def compare(a: Surface, b: Surface, *, N: Any = None, D: Any = None, beyond: float = 10.0) -> Comparison:
+def compare(a: Surface, b: Surface, *, N: Any = None, D: Any = None, beyond: Number = 10.0) -> Comparison:
     """The relative difference of two surfaces.
 
     Args:
@@ -75,7 +76,7 @@ def compare(a: Surface, b: Surface, *, N: Any = None, D: Any = None, beyond: flo
 
 
 def advise(
-    surface: Surface, N: float, D: float, *, count: int = 5, limit: float | None = None
+    surface: Surface, N: Number, D: Number, *, count: int = 5, limit: Number | None = None
 ) -> list[dict[str, float]]:
     """Runs that would narrow the interval at (N, D) most: greedy, from the bootstrap's covariances.
 

@@ -71,5 +71,6 @@ def holdouts(
     for split in usable(table, splits):
         left, kept = table.take(~split.test), table.take(split.test)
         errors = {name: percent(predict(kept), kept.loss) for name, predict in predictors(left).items()}
+        errors = {name: error if np.isfinite(error) else None for name, error in errors.items()}
         rows.append({"held out": split.name, "fit on": len(left), "test": len(kept), **errors})
     return tuple(rows)

@@ -142,7 +142,7 @@ def repeated_terms(theta: np.ndarray, runs: Runs) -> Terms:
     return value(theta, x, y), jac, by_x, with_epochs
 
 
-def _worn(again: np.ndarray, half: np.ndarray) -> np.ndarray:
+def _worn(again: np.ndarray | float, half: np.ndarray) -> np.ndarray:
     return half * -np.expm1(-again / half)
 
 
@@ -177,7 +177,7 @@ def farseer_constants(theta: np.ndarray, centre: tuple[float, float]) -> dict[st
     return found
 
 
-def farseer_theta(constants: Mapping[str, float], centre: tuple[float, float]) -> np.ndarray:
+def farseer_theta(constants: Mapping[str, float | int], centre: tuple[float, float]) -> np.ndarray:
     """Back from the paper's nine to parameters at a centre."""
     rows = []
     for i, name in enumerate(("alpha", "beta", "gamma"), 1):

@@ -14,7 +14,7 @@ WIDTH, LEFT, BOTTOM = 720, 56, 34
 class Axis:
     """Values onto pixels; logarithmic axes carry powers of ten."""
 
-    def __init__(self, values: Sequence[float], start: float, end: float, *, log: bool):
+    def __init__(self, values: np.ndarray, start: float | int, end: float | int, *, log: bool):
         self.log = log
         scaled = np.log10(values) if log else np.asarray(values, dtype=float)
         low, high = float(np.min(scaled)), float(np.max(scaled))

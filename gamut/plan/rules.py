@@ -7,7 +7,7 @@ nats per token. Batches are tokens per update. Step Law's settings: AdamW, 2,000
 import math
 from dataclasses import dataclass
 
-SEQUENCE = 2048  # tokens; Step Law's and Farseer's runs
+Number = float | int
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Advice:
     note: str
 
 
-def step_law(N: float, D: float) -> tuple[float, float]:
+def step_law(N: Number, D: Number) -> tuple[float, float]:
     """Peak learning rate 1.79 N^-0.713 D^0.307 and batch in tokens 0.58 D^0.571 (arXiv 2503.04715).
 
     >>> lr, batch = step_law(1e9, 1e11)
@@ -32,14 +32,14 @@ def step_law(N: float, D: float) -> tuple[float, float]:
     return 1.79 * N**-0.713 * D**0.307, 0.58 * D**0.571
 
 
-def step_law_bootstrap(N: float, D: float) -> tuple[float, float]:
+def step_law_bootstrap(N: Number, D: Number) -> tuple[float, float]:
     """The same law as the mean of its 1,000 published bootstrap fits."""
     _positive(N=N, D=D)
     lr = math.exp(0.5863 - 0.7129 * math.log(N) + 0.3075 * math.log(D))
     return lr, math.exp(-0.5435 + 0.5709 * math.log(D))
 
 
-def all_rules(N: float, D: float, loss: float | None = None) -> list[Advice]:
+def all_rules(N: Number, D: Number, loss: Number | None = None) -> list[Advice]:
     """Every rule of the fact sheet at (N, D).
 
     Args:
@@ -71,7 +71,7 @@ def all_rules(N: float, D: float, loss: float | None = None) -> list[Advice]:
     ]
 
 
-def _positive(**values: float) -> None:
+def _positive(**values: Number) -> None:
     for name, value in values.items():
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be above 0, got {value}; N and D are plain counts, such as 1e9 and 2e10")

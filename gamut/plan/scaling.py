@@ -103,7 +103,7 @@ def compare_laws(
 ) -> tuple[Mapping[str, Any], ...]:
     """Rolling hold-outs of every law: rows of {"held out", "fit on", "test", law: error in percent}.
 
-    A law that cannot be fitted to a part of the table (no grid for the piecewise fit, say) has nan there.
+    A law that cannot be fitted to a part of the table (no grid for the piecewise fit, say) has None there.
     """
 
     def predictors(left: ScalingTable) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def summary(table: ScalingTable, surface: Surface, aim: Target) -> list[str]:
 
 
 def _errors(row: Mapping[str, Any]) -> list[tuple[str, float]]:
-    return [(k, v) for k, v in row.items() if isinstance(v, float) and math.isfinite(v)]
+    return [(k, v) for k, v in row.items() if isinstance(v, float)]
 
 
 def blocks(table: ScalingTable, surface: Surface, aim: Target, dn_range: tuple[float, float]) -> list[Any]:

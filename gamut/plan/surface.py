@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from gamut.plan.laws import LAWS, Runs
+from gamut.plan.rules import Number
 from gamut.plan.tables import ScalingTable
 
 DN_RANGE = (
     2.0,
     1e4,
 )  # tokens per parameter; outside it laws are guesses, and Farseer's has a second valley (fact sheet 1)
+Values = np.ndarray | np.floating  # scalars in, a scalar out
 FAR = 10.0  # Farseer beyond the table's D/N by more than this factor is warned of
 APART = 0.10  # so is any prediction further than this from kappa's
 
@@ -81,7 +83,7 @@ class Surface:
     notes: tuple[str, ...] = ()
     reference: np.ndarray | None = field(default=None, compare=False)
 
-    def _logs(self, N: Any, D: Any, epochs: Any, draws: bool) -> np.ndarray:
+    def _logs(self, N: Any, D: Any, epochs: Any, draws: bool) -> Values:
         runs, shape = self._runs(N, D, epochs)
         total = sum(part.weight for part in self.parts)
         thetas = [part.draws if draws else part.theta[None] for part in self.parts]
@@ -97,7 +99,7 @@ class Surface:
                 )
         return Runs.at(N.ravel(), D.ravel(), self.centre, epochs.ravel()), N.shape
 
-    def predict(self, N: Any, D: Any, epochs: Any = 1.0) -> np.ndarray:
+    def predict(self, N: Any, D: Any, epochs: Any = 1.0) -> Values:
         """Losses in the table's unit for parameters N (counted like the table's) and tokens D; arrays broadcast.
 
         Warns where the answer is more than 10% from kappa's, and where Farseer leaves the table's D/N tenfold behind.
@@ -120,7 +122,7 @@ class Surface:
             )
         return np.exp(logs)
 
-    def interval(self, N: Any, D: Any, level: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
+    def interval(self, N: Any, D: Any, level: Number = 0.8) -> tuple[Values, Values]:
         """Low and high end between which a new run's loss lies with probability ``level``: bootstrap over runs, and
         noise.
 
@@ -137,13 +139,13 @@ class Surface:
         half = ndtri(0.5 + level / 2) * np.hypot(self.spread * self.deviation(N, D), self.noise)
         return np.exp(middle - half), np.exp(middle + half)
 
-    def deviation(self, N: Any, D: Any) -> np.ndarray:
+    def deviation(self, N: Any, D: Any) -> Values:
         """Standard deviation of ln L over the bootstrap, from its quartiles: a few wild draws do not count."""
         logs = self._logs(N, D, 1.0, True)
         high, low = np.quantile(logs, [0.84, 0.16], axis=0)
         return (high - low) / 2
 
-    def gradient(self, N: Any, D: Any) -> tuple[np.ndarray, np.ndarray]:
+    def gradient(self, N: Any, D: Any) -> tuple[Values, Values]:
         """dL/dN and dL/dD."""
         runs, shape = self._runs(N, D)
         loss, total = np.exp(self._logs(N, D, 1.0, False)), sum(part.weight for part in self.parts)
@@ -153,7 +155,7 @@ class Surface:
             slopes = [s + part.weight / total * f.reshape(shape) for s, f in zip(slopes, found, strict=True)]
         return loss * slopes[0] / np.asarray(N, np.float64), loss * slopes[1] / np.asarray(D, np.float64)
 
-    def optimal(self, C: float, dn_range: tuple[float, float] = DN_RANGE) -> Optimum:
+    def optimal(self, C: Number, dn_range: tuple[Number, Number] = DN_RANGE) -> Optimum:
         """The N and D with 6 N D = C and the least loss, for D/N inside ``dn_range``.
 
         Raises:
@@ -178,13 +180,13 @@ class Surface:
             left, right = (left, b) if np.diff(self._on_budget(C, np.array([a, b])))[0] > 0 else (a, right)
         ratio = math.exp((left + right) / 2)
         N = math.sqrt(C / 6 / ratio)
-        return Optimum(C, N, N * ratio, float(np.exp(self._logs(N, N * ratio, 1.0, False))))
+        return Optimum(float(C), N, N * ratio, float(np.exp(self._logs(N, N * ratio, 1.0, False))))
 
-    def _on_budget(self, C: float, log_ratio: np.ndarray) -> np.ndarray:
+    def _on_budget(self, C: Number, log_ratio: np.ndarray) -> np.ndarray:
         N = np.sqrt(C / 6 / np.exp(log_ratio))
         return self._logs(N, N * np.exp(log_ratio), 1.0, False)
 
-    def iso_loss(self, loss: float, N: Any) -> np.ndarray:
+    def iso_loss(self, loss: Number, N: Any) -> np.ndarray:
         """Tokens that each size N needs to reach ``loss``; nan where it cannot within D/N = 1e-2 to 1e6."""
         N = np.atleast_1d(np.asarray(N, dtype=np.float64))
         left, right = np.full(len(N), math.log(1e-2)), np.full(len(N), math.log(1e6))
@@ -240,7 +242,7 @@ class Surface:
         return atomic_write(path, self.to_json())
 
 
-def published(law: str, constants: Mapping[str, float], *, name: str = "", unit: str = "nats/token") -> Surface:
+def published(law: str, constants: Mapping[str, Number], *, name: str = "", unit: str = "nats/token") -> Surface:
     """A surface from printed constants: Chinchilla's E, A, B, alpha, beta (and kappa), or Farseer's nine.
 
     >>> round(float(published("chinchilla", CHINCHILLA).predict(70e9, 1.4e12)), 3)

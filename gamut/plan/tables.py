@@ -48,13 +48,13 @@ class ScalingTable:
         ValueError: naming the column, the row and the value that cannot be (NaN, not above 0, unlike lengths).
     """
 
-    N: np.ndarray
-    D: np.ndarray
-    loss: np.ndarray
-    lr: np.ndarray | None = None
-    batch: np.ndarray | None = None
-    unique: np.ndarray | None = None
-    noise: np.ndarray | None = None
+    N: Any  # what can become a float64 array; an array from then on
+    D: Any
+    loss: Any
+    lr: Any = None
+    batch: Any = None
+    unique: Any = None
+    noise: Any = None
     convention: str = "unstated"
     unit: str = "nats/token"
     name: str = "table"
