@@ -7,16 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gamut.io.files import atomic_write
-
-CARRIED = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
-
-
-def _library():
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ImportError("text needs the `tokenizers` package; install it with: pip install 'gamut[text]'") from error
-    return tokenizers
+from gamut.io.tokenizer import library, read_tokenizer
 
 
 class Tokenizer:
@@ -34,31 +25,12 @@ class Tokenizer:
         Raises:
             ValueError: no tokenizer.json, a damaged one, or an added token whose id cannot be honoured.
         """
-        tokenizers, path = _library(), Path(path)
-        file = path / "tokenizer.json"
-        if not file.is_file():
-            raise ValueError(f"'{path}' has no tokenizer.json; copy the one released with the model into the folder")
-        try:
-            inner = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"'{file}' is not a tokenizer ({error}); download it again") from error
-        files = {name: (path / name).read_text() for name in CARRIED if (path / name).is_file()}
-        listed = json.loads(files.get("tokenizer_config.json", "{}")).get("added_tokens_decoder") or {}
-        for number, entry in sorted(listed.items(), key=lambda item: int(item[0])):
-            if inner.token_to_id(entry["content"]) is None:
-                inner.add_tokens([tokenizers.AddedToken(**entry)])
-            name = entry["content"]
-            if (got := inner.token_to_id(name)) != int(number):
-                raise ValueError(
-                    f"'{path}': tokenizer_config.json gives {name!r} the id {number}, tokenizer.json {got}; "
-                    f"the two files must come from the same release"
-                )
-        return cls(inner, files)
+        return cls(*read_tokenizer(path))
 
     @classmethod
     def characters(cls, alphabet: str, specials: Sequence[str] = ()) -> "Tokenizer":
         """One token per character of ``alphabet``, in its order, then the special strings."""
-        tokenizers = _library()
+        tokenizers = library()
         vocab = {character: i for i, character in enumerate(dict.fromkeys(alphabet))}
         inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab))
         inner.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
@@ -74,7 +46,7 @@ class Tokenizer:
             vocab: tokens before the special strings, at least 256 (the bytes).
             specials: get the ids behind them, in their order.
         """
-        tokenizers = _library()
+        tokenizers = library()
         inner = tokenizers.Tokenizer(tokenizers.models.BPE())
         pre = tokenizers.pre_tokenizers
         inner.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)])
@@ -144,7 +116,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer, self.ids, self.sent = tokenizer, [], 0
-        self.inner = _library().decoders.DecodeStream(skip_special_tokens=False)
+        self.inner = library().decoders.DecodeStream(skip_special_tokens=False)
 
     def push(self, id: int) -> str:
         """The text that ``id`` completes, perhaps none."""
