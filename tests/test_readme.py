@@ -60,8 +60,29 @@ def released(tmp_path_factory) -> Path:
     )  # fmt: skip
     transformers.Qwen2ForCausalLM(config).save_pretrained(folder / "Qwen2.5-0.5B")
     words.save_pretrained(folder / "Qwen2.5-0.5B")
+    _speech_model(folder)
     (folder / "mine.txt").write_text(" ".join(str(number) for number in range(400)))
     return folder
+
+
+def _speech_model(folder: Path) -> None:
+    """A tiny model in the released layout of Step-Audio 2, and two recordings with transcripts."""
+    import torch
+
+    from gamut.data.talks import tokenizer
+    from gamut.io.media import write_audio
+    from gamut.models.audio_encoder import AudioEncoderConfig
+    from gamut.models.lm import LMConfig
+    from gamut.models.omni import Omni, OmniConfig
+
+    words = tokenizer(9)
+    lm = LMConfig(words.vocab, 16, 1, 2, 1, 8, 32, qkv_bias=True)
+    marks = {f"audio_{name}_id": words.id(f"<audio_{name}>") for name in ("start", "end", "patch")}
+    model = Omni(OmniConfig(lm, AudioEncoderConfig(width=16, layers=1, heads=2, ffn=64), 16, **marks))
+    model.save_pretrained(folder / "Step-Audio-2-mini", layout="official", files=words.files())
+    for name in ("one", "two"):
+        write_audio(folder / "my_recordings" / f"{name}.wav", torch.randn(8000) * 0.1, 8000)
+    (folder / "my_recordings" / "transcripts.csv").write_text("file,text\none.wav,One.\ntwo.wav,Two.\n")
 
 
 @pytest.mark.parametrize("number", range(len(examples(README))))
