@@ -304,7 +304,12 @@ def plan(args: Sequence[str]) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
         raise ValueError(f"unknown topic '{args[0]}'; closest: {', '.join(near) or 'none'}. See: gamut plan")
-    return importlib.import_module(known[name]).main(list(args[1:]))
+    entry = importlib.import_module(known[name]).main
+    if list(signature(entry).parameters) == ["args"]:  # it parses its words itself
+        return entry(list(args[1:]))
+    import tyro
+
+    return tyro.cli(entry, args=list(args[1:]), prog=f"gamut plan {name}")
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
