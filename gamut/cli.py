@@ -290,9 +290,10 @@ def env() -> None:
 
 
 def topics() -> dict[str, str]:
-    """Topic -> module of gamut.plan with a function main."""
+    """Topic -> module of gamut.plan with a function main; pipeline_command.py serves the topic pipeline."""
     files = sorted((Path(__file__).parent / "plan").glob("*.py"))
-    return {file.stem: f"gamut.plan.{file.stem}" for file in files if "\ndef main(" in file.read_text()}
+    names = {file: file.stem.removesuffix("_command") for file in files}
+    return {names[file]: f"gamut.plan.{file.stem}" for file in files if "\ndef main(" in file.read_text()}
 
 
 def plan(args: Sequence[str]) -> None:

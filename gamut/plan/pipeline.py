@@ -253,10 +253,3 @@ def _explain(problem: Problem, rows: Sequence[str], place: Sequence[int]) -> Non
             )
         blocked.append(f"node {node} waits for '{source.letter}' {turn} of node {source.node}")
     raise ValueError(f"deadlock: {'; '.join(blocked[:4])}{' ...' if len(blocked) > 4 else ''}")
-
-
-def main(args: Sequence[str] = ()) -> None:
-    """Find and draw a pipeline schedule: gamut plan pipeline --help."""
-    from gamut.plan.pipeline_command import run
-
-    run(list(args))

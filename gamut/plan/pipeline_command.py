@@ -97,7 +97,7 @@ def show(
     return timings
 
 
-def run(args: Sequence[str]) -> None:
+def main(args: Sequence[str] = ()) -> None:
     """Raises ValueError for what cannot be planned, with what is allowed."""
     from gamut.plan.timeline import draw
 

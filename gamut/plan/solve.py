@@ -55,22 +55,19 @@ def minimise(
         z = (value - _rows(target, rows)) / scale
         size, bend = np.abs(z), _rows(bends, rows)
         bent = np.where(size < bend, 0.5 * z * z, bend * (size - 0.5 * bend))
-        total = (_rows(weights, rows) * bent).sum(1) + 0.5 * (
-            _rows(precision, rows) * (at - _rows(mean, rows)) ** 2
-        ).sum(1)
+        held = (_rows(precision, rows) * (at - _rows(mean, rows)) ** 2).sum(1)
+        total = (_rows(weights, rows) * bent).sum(1) + 0.5 * held
         return np.where(np.isfinite(total), total, np.inf), z, jac
 
     live = np.arange(len(theta))
     costs, z, jac = cost(theta, live)
-    damp = np.full(len(theta), 1e-3)
-    quiet = np.zeros(len(theta), dtype=int)
+    damp, quiet = np.full(len(theta), 1e-3), np.zeros(len(theta), dtype=int)
     for _ in range(steps):
         bend = _rows(weights, live) * np.minimum(1.0, _rows(bends, live) / np.maximum(np.abs(z), 1e-300))
         held = _rows(precision, live)
         slope = np.einsum("smp,sm->sp", jac, bend * z) / scale + held * (theta[live] - _rows(mean, live))
-        curve = np.matmul((jac * bend[:, :, None]).transpose(0, 2, 1), jac) / scale**2 + held[:, :, None] * np.eye(
-            theta.shape[1]
-        )
+        curve = np.matmul((jac * bend[:, :, None]).transpose(0, 2, 1), jac) / scale**2
+        curve += held[:, :, None] * np.eye(theta.shape[1])
         step = _step(curve, slope, damp[live], theta[live], low, high)
         trial = np.clip(theta[live] + step, low, high)
         new_costs, new_z, new_jac = cost(trial, live)
