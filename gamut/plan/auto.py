@@ -91,7 +91,9 @@ class Gate:
 
 
 GATE = Gate()
-SPREAD = 1.0  # on the bootstrap's deviation; not yet calibrated on hold-outs (benchmarks/scaling.py --draws)
+SPREAD = (
+    2.3  # on the bootstrap's deviation: with it 80% intervals held 80% of the rows of the 22 hold-outs, without it 52%
+)
 DEFAULT = (  # the six of the pool in benchmarks/scaling.py with the least error over all eleven tables
     Rule(0.4, 0.1, (-0.334, 0.301), (0.206, 0.085), (0.204, 0.092), (-0.631, 0.61)),
     Rule(0.7, 0.3, (-0.277, 0.148), (0.215, 0.061), (0.242, 0.023), (-0.393, 0.494)),

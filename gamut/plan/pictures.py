@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gamut.io.html import Raw, join, tag
-from gamut.io.svg import number, ticks
+from gamut.io.svg import tick_step, ticks
 
 WIDTH, LEFT, BOTTOM = 720, 56, 34
 
@@ -27,7 +27,7 @@ class Axis:
 
     def ticks(self) -> list[tuple[float, str]]:
         if not self.log:
-            return [(v, number(v)) for v in ticks(self.low, self.high)]
+            return [(v, f"{v:g}") for v in ticks(self.low, self.high, tick_step(self.high - self.low, 5))]
         powers = range(math.ceil(self.low), math.floor(self.high) + 1)
         step = max(1, len(powers) // 6)
         return [(10.0**p, f"1e{p}") for p in list(powers)[::step]] or [

@@ -118,13 +118,7 @@ def blocks(table: ScalingTable, surface: Surface, aim: Target, dn_range: tuple[f
 
 
 def _cell(value: Any) -> Any:
-    return (
-        "-"
-        if isinstance(value, float) and not math.isfinite(value)
-        else f"{value:.2f}"
-        if isinstance(value, float)
-        else value
-    )
+    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else value
 
 
 def _digits(value: float) -> str:
