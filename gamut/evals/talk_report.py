@@ -15,10 +15,10 @@ from gamut.models.judge import DigitJudge
 MEASURED = "metrics.json"  # beside the weights: what they scored when they were saved
 
 
-def provenance(origin: str, codec: Path, metrics: Mapping[str, float], shipped: Path) -> list[Any]:
-    """What was made in this run and what came ready made; the scores of both models side by side."""
-    rows = [("encoder, adaptor, decoder", f"trained in this run, from nothing, on: {origin}"),
-            ("codec and judge", f"shipped ready made, in {codec}"),
+def provenance(origin: str, heard: bool, metrics: Mapping[str, float], shipped: Path) -> list[Any]:
+    """What was made in this run (the encoder too, if ``heard``) and what came ready made; the scores of both models side by side."""
+    here, ready = f"trained in this run, from nothing, on: {origin}", "shipped ready made, in weights/"
+    rows = [("encoder", here if heard else ready), ("adaptor and decoder", here), ("codec and judge", ready),
             ("questions of the examination", "put together from recordings that no training saw")]  # fmt: skip
     blocks = [Heading("What was made when"), Table(("part", "made"), rows)]
     if (shipped / MEASURED).exists():
