@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gamut.generate.sampling import Sampling, choose
+from gamut.generate.step import Step
 from gamut.models.lm import LM
 from gamut.nn.cache import Cache
 
@@ -101,7 +102,7 @@ def generate(
     settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     if len(settings) != len(prompts):
         raise ValueError(f"give one sampling, or one per prompt; got {len(settings)} for {len(prompts)} prompts")
-    stream = Stream(model, rows=rows)
+    stream = Stream(model, rows=min(rows, n * len(prompts)) or rows)
     for prompt, one in zip(prompts, settings, strict=True):
         stream.add(prompt, one, n=n)
     samples = [Sample() for _ in range(n * len(prompts))]
@@ -125,6 +126,7 @@ class Stream:
             raise ValueError(f"rows must be 1 or more, got {rows}")
         self.model, self.rows = model, rows
         self._cache: Cache | None = None
+        self._fast: Step | None = None
         self._queue: deque[_Job] = deque()
         self._active: list[_Job | None] = []  # by cache row
         self._ready: deque[Token] = deque()
@@ -190,6 +192,7 @@ class Stream:
         jobs = [self._queue.popleft() for _ in range(min(len(free), len(self._queue)))]
         cache = self._room(max(len(job.seen) + job.left for job in jobs))
         self._prefill([job.start for job in jobs])
+        self._fast = Step.of(self.model, self.rows)
         logits = []
         for row, job in zip(free, jobs, strict=False):
             source, source_row, logits_V = job.start.take()
@@ -222,18 +225,19 @@ class Stream:
         """One token for every active row; the rows in use are kept in front, so the batch shrinks as samples end."""
         assert self._cache is not None
         used = [row for row, job in enumerate(self._active) if job]
-        for hole in range(len(used)):
-            if self._active[hole] is None:
-                row = used.pop()
-                self._cache.copy_row(hole, self._cache, row)
-                self._active[hole], self._active[row] = self._active[row], None
-                used.append(hole)
-        B = sum(map(bool, self._active))
-        last_B1 = torch.tensor(
-            [[job.seen[-1]] for job in self._active[:B] if job], device=self.model.norm.weight.device
-        )
-        x_B1D = self.model.hidden(last_B1, cache=self._cache)
-        self._emit(list(range(B)), self.model.head(x_B1D[:, 0]))
+        B = len(used)
+        holes = [row for row in range(B) if self._active[row] is None]
+        for hole, row in zip(holes, used[B - len(holes) :], strict=True):
+            self._cache.copy_row(hole, self._cache, row)
+            self._active[hole], self._active[row] = self._active[row], None
+        last_B = torch.tensor([job.seen[-1] for job in self._active[:B] if job], device=self.model.norm.weight.device)
+        if self._fast and not self._fast.fresh():
+            self._fast = Step.of(self.model, self.rows)
+        if self._fast:
+            logits_BV = self._fast(last_B, self._cache)
+        else:
+            logits_BV = self.model.head(self.model.hidden(last_B[:, None], cache=self._cache)[:, 0])
+        self._emit(list(range(B)), logits_BV)
 
     def _emit(self, rows: list[int], logits_BV: Float[Tensor, "B V"]) -> None:
         jobs = [job for row in rows if (job := self._active[row])]

@@ -79,7 +79,7 @@ def choose(
             id_B[rows] = _pick(logits_BV[rows], [settings[r] for r in rows], [draws[r] for r in rows])
     chosen_B = raw_BV.gather(1, id_B[:, None])[:, 0]
     if any(s.logprobs for s in settings):
-        chosen_B = chosen_B - raw_BV.logsumexp(-1)
+        chosen_B = raw_BV.log_softmax(-1).gather(1, id_B[:, None])[:, 0]
     values = chosen_B.tolist()
     if any(value != value for value in values):
         bad = [row for row, value in enumerate(values) if value != value]

@@ -22,11 +22,12 @@ from gamut.io.keys import qwen, step1
 from gamut.nn.alibi import slopes, sqrt_bias
 from gamut.nn.attention import Attention, Turn, same_segment
 from gamut.nn.cache import Cache
+from gamut.nn.linear import Linear, linear
 from gamut.nn.meta import meta
 from gamut.nn.mlp import SwiGLU
 from gamut.nn.moe import MoE
 from gamut.nn.norm import RMSNorm
-from gamut.nn.rope import angles
+from gamut.nn.rope import Angles, angles
 
 FAMILIES = {name: keys for keys in (qwen, step1) for name in keys.FAMILIES}
 
@@ -128,7 +129,7 @@ class TiedHead(nn.Module):
         return self._embed[0].weight
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-        return F.linear(x, self.weight)
+        return linear(x, self.weight)
 
 
 class LM(nn.Module):
@@ -137,10 +138,11 @@ class LM(nn.Module):
     def __init__(self, config: LMConfig):
         super().__init__()
         self.config, self.checkpointing = config, False
+        self.angles = Angles(config.head_dim, config.rope_theta)
         self.embed = nn.Embedding(config.vocab, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = TiedHead(self.embed) if config.tied else nn.Linear(config.width, config.vocab, bias=False)
+        self.head = TiedHead(self.embed) if config.tied else Linear(config.width, config.vocab, bias=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -204,7 +206,7 @@ class LM(nn.Module):
             if segments_BT is not None:
                 raise ValueError("packed rows (segments_BT) cannot be decoded with a cache; give each its own row")
             cache.begin(*x_BTD.shape[:2])
-        turn, mask = self._order(x_BTD, positions_BT, segments_BT, cache)
+        turn, mask = self.order(x_BTD, positions_BT, segments_BT, cache)
         for block in self.blocks:
             if self.checkpointing and cache is None and torch.is_grad_enabled():
                 x_BTD, logits_NE = checkpoint(block, x_BTD, turn, mask, None, use_reentrant=False)
@@ -216,26 +218,27 @@ class LM(nn.Module):
             cache.end(counts)
         return self.norm(x_BTD)
 
-    def _order(
+    def order(
         self, x_BTD: Tensor, positions_BT: Tensor | None, segments_BT: Tensor | None, cache: Cache | None
     ) -> tuple[Turn | None, Tensor | None]:
         """Rotation angles and attention mask of one pass (None = plain causal order)."""
         device, T = x_BTD.device, x_BTD.shape[1]
-        steps_T = torch.arange(T, device=device)
-        mask = None if segments_BT is None else same_segment(segments_BT)
-        first = 0
-        if cache is not None:
-            mask, first = cache.visible(), cache.first()
+        first, stop, mask = (0, T, None) if cache is None else (cache.first(), cache.stop, cache.visible())
+        if segments_BT is not None:
+            mask = same_segment(segments_BT)
         if self.config.positions == "rope":
-            if positions_BT is None:
-                positions_BT = steps_T + first if segments_BT is None else restart(segments_BT)
-            return angles(positions_BT, self.config.head_dim, self.config.rope_theta), mask
+            if positions_BT is not None:
+                return angles(positions_BT, self.config.head_dim, self.config.rope_theta), mask
+            if segments_BT is not None:
+                return self.angles(restart(segments_BT), stop, device), mask
+            steps = slice(first, stop) if isinstance(first, int) else first + torch.arange(T, device=device)
+            return self.angles(steps, stop, device), mask
         if positions_BT is not None:
             raise ValueError("sqrt_alibi counts distances in the row itself; leave positions_BT out")
         c = self.config
         slope_H = torch.tensor(c.slopes or slopes(c.heads, c.interp_ratio), device=device, dtype=torch.float32)
-        seen_S = torch.arange(T if cache is None else cache.stop, device=device)
-        bias = sqrt_bias(slope_H, steps_T + first, seen_S).to(x_BTD.dtype)
+        seen_S = torch.arange(stop, device=device)
+        bias = sqrt_bias(slope_H, first + torch.arange(T, device=device), seen_S).to(x_BTD.dtype)
         bias = bias if bias.dim() == 4 else bias[None]
         return None, bias if segments_BT is None else bias.masked_fill(~mask, -torch.inf)
 

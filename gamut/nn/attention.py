@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gamut.nn.cache import Cache
+from gamut.nn.linear import Linear
 from gamut.nn.norm import RMSNorm
 from gamut.nn.rope import rotate
 
@@ -34,10 +35,10 @@ class Attention(nn.Module):
         if heads % kv_heads:
             raise ValueError(f"kv_heads must divide heads; got heads={heads}, kv_heads={kv_heads}")
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.q = nn.Linear(width, heads * head_dim, bias=qkv_bias)
-        self.k = nn.Linear(width, kv_heads * head_dim, bias=qkv_bias)
-        self.v = nn.Linear(width, kv_heads * head_dim, bias=qkv_bias)
-        self.out = nn.Linear(heads * head_dim, width, bias=out_bias)
+        self.q = Linear(width, heads * head_dim, bias=qkv_bias)
+        self.k = Linear(width, kv_heads * head_dim, bias=qkv_bias)
+        self.v = Linear(width, kv_heads * head_dim, bias=qkv_bias)
+        self.out = Linear(heads * head_dim, width, bias=out_bias)
         self.q_norm = RMSNorm(head_dim, norm_eps) if norm_eps else None
         self.k_norm = RMSNorm(head_dim, norm_eps) if norm_eps else None
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gamut.nn.linear import linear
 from gamut.nn.mlp import SwiGLU
 
 
@@ -29,10 +30,10 @@ class Experts(nn.Module):
         pair_P, count_E = by_expert(pick_NK, len(self.gate))
         token_P = pair_P // pick_NK.shape[1]
         parts = []
-        for expert, x_pD in enumerate(x_ND[token_P].split(count_E)):
+        weights = zip(self.gate.unbind(), self.up.unbind(), self.down.unbind(), strict=True)
+        for x_pD, (gate_FD, up_FD, down_DF) in zip(x_ND[token_P].split(count_E), weights, strict=True):
             if len(x_pD):
-                hidden_pF = F.silu(x_pD @ self.gate[expert].T) * (x_pD @ self.up[expert].T)
-                parts.append(hidden_pF @ self.down[expert].T)
+                parts.append(linear(F.silu(linear(x_pD, gate_FD)) * linear(x_pD, up_FD), down_DF))
         y_PD = torch.cat(parts) * weight_NK.flatten()[pair_P, None]
         return torch.zeros_like(x_ND).index_add(0, token_P, y_PD.to(x_ND.dtype))
 

@@ -1,0 +1,60 @@
+"""Timing in interleaved pairs, and result lines that say where and from what they come.
+
+A ratio taken pair by pair in one process survives a busy machine; seconds do not.
+"""
+
+import datetime
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from gamut.io.env import environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def ratio(slow: Callable[[], object], fast: Callable[[], object], pairs: int = 7) -> dict[str, float]:
+    """How many times longer ``slow`` takes: median and range over pairs, each pair back to back, after one warm-up."""
+    slow(), fast()
+    times = [(seconds(slow), seconds(fast)) for _ in range(pairs)]
+    ratios = sorted(a / b for a, b in times)
+    return {
+        "ratio": median(ratios), "low": ratios[0], "high": ratios[-1], "pairs": pairs,
+        "slow_s": median(a for a, _ in times), "fast_s": median(b for _, b in times),
+    }  # fmt: skip
+
+
+def record(theme: str, metric: str, values: dict[str, float], **facts) -> dict:
+    """Append one line to results/<theme>_<hardware>_<yyyymm>.jsonl and print it.
+
+    Raises:
+        ValueError: the commit is not known: a number without its code is worth nothing.
+    """
+    env, today = environment(), datetime.date.today()
+    if not re.match(r"[0-9a-f]{12}", env["commit"]):
+        raise ValueError(f"results need a commit, got {env['commit']!r}; run from a git checkout with git installed")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{env['cpu']} ({env['cores']} cores)"
+    line = {"metric": metric, **{k: round(v, 5) for k, v in values.items()}, **facts, "device": device,
+            "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": env["commit"],
+            "date": today.isoformat()}  # fmt: skip
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    RESULTS.mkdir(exist_ok=True)
+    with open(RESULTS / f"{theme}_{slug}_{today:%Y%m}.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+    verdict = "no difference measured: the range contains 1" if values["low"] < 1 < values["high"] else ""
+    print(f"{metric}: {values['ratio']:.2f} ({values['low']:.2f} .. {values['high']:.2f}), "
+          f"{values['fast_s'] * 1e3:.1f} ms against {values['slow_s'] * 1e3:.1f}, "
+          f"{line['threads']} threads {verdict}", flush=True)  # fmt: skip
+    return line

@@ -1,0 +1,142 @@
+"""One decoding step with the weights laid out anew: the numbers of the model's own forward pass, to rounding.
+
+A step multiplies few rows with every weight once: reading the weights is what it costs. `nn.Linear` keeps them in the
+slowest order for that: for one row, their transpose is read 3 times as fast on our CPU; for several, oneDNN's blocked
+form is (dev/LOG.md). Besides, q/k/v and gate/up are one product each.
+
+B rows · D width · F hidden width · H query heads · K key/value heads · C channels per head · V vocabulary
+"""
+
+from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gamut.models.lm import LM, Block, TiedHead
+from gamut.nn.attention import Turn
+from gamut.nn.cache import Cache
+from gamut.nn.linear import Linear, onednn
+from gamut.nn.mlp import SwiGLU
+from gamut.nn.norm import RMSNorm, inverse_rms
+from gamut.nn.rope import rotate
+
+LARGEST = 1 << 30  # bytes of weights; beyond, a second copy is not worth its memory
+Product = Callable[[Tensor], Tensor]
+
+
+class Step:
+    """Call it with the last ids of a cache's first B rows: it returns their logits, and fills the cache."""
+
+    def __init__(self, model: LM, one_row: bool):
+        self.model = model
+        self.layers = [Layer(block, one_row) for block in model.blocks]
+        self.head = product([model.head], one_row, model.norm)
+        self.weights, self.key = list(model.parameters()), _key(model)
+
+    @classmethod
+    def of(cls, model: LM, rows: int) -> "Step | None":
+        """The model's step for one row or for several, kept until its weights change.
+
+        None where the plain forward pass has to do: off the CPU, in another precision, with adapters, hooks, sharded or
+        quantised weights, or with too many of them.
+        """
+        if not _plain(model):
+            return None
+        made = _made.setdefault(model, {})
+        if (rows == 1) not in made or made[rows == 1].key != _key(model):
+            made[rows == 1] = cls(model, rows == 1)
+        return made[rows == 1]
+
+    def fresh(self) -> bool:
+        """Whether no weight was written since (cheap: asked at every step)."""
+        return all(w._version == version for w, (_, version) in zip(self.weights, self.key, strict=True))
+
+    def __call__(self, ids_B: Int[Tensor, " B"], cache: Cache) -> Float[Tensor, "B V"]:
+        cache.begin(len(ids_B), 1)
+        x_BD = self.model.embed(ids_B)
+        turn, mask = self.model.order(x_BD[:, None], None, None, cache)
+        for number, layer in enumerate(self.layers):
+            x_BD = layer(x_BD, turn, mask, cache, number)
+        cache.end()
+        return self.head(_unit(x_BD, self.model.norm.eps))
+
+
+class Layer:
+    """One block for one token per row."""
+
+    def __init__(self, block: Block, one_row: bool):
+        attn, mlp = block.attn, block.mlp
+        self.block, self.sizes, self.head_dim = block, (attn.heads, attn.kv_heads), attn.head_dim
+        self.qkv = product([attn.q, attn.k, attn.v], one_row, block.norm1)
+        self.out = product([attn.out], one_row)
+        dense = isinstance(mlp, SwiGLU)
+        self.up = product([mlp.gate, mlp.up], one_row, block.norm2) if dense else None
+        self.down = product([mlp.down], one_row) if dense else None
+
+    def __call__(
+        self, x_BD: Float[Tensor, "B D"], turn: Turn | None, mask: Tensor | None, cache: Cache, number: int
+    ) -> Float[Tensor, "B D"]:
+        x_BD = x_BD + self._attend(_unit(x_BD, self.block.norm1.eps), turn, mask, cache, number)
+        if self.up is None or self.down is None:
+            return x_BD + self.block.mlp(self.block.norm2(x_BD[:, None]))[0][:, 0]
+        gate_BF, up_BF = self.up(_unit(x_BD, self.block.norm2.eps)).chunk(2, -1)
+        return x_BD + self.down(F.silu(gate_BF).mul_(up_BF))
+
+    def _attend(
+        self, h_BD: Tensor, turn: Turn | None, mask: Tensor | None, cache: Cache, number: int
+    ) -> Float[Tensor, "B D"]:
+        (H, K), attn = self.sizes, self.block.attn
+        qkv_B1HC = self.qkv(h_BD).view(len(h_BD), 1, H + 2 * K, self.head_dim)
+        qk_B1HC = qkv_B1HC[:, :, : H + K]
+        if attn.q_norm is not None and attn.k_norm is not None:
+            qk_B1HC = torch.cat((attn.q_norm(qk_B1HC[:, :, :H]), attn.k_norm(qk_B1HC[:, :, H:])), 2)
+        if turn is not None:
+            qk_B1HC = rotate(qk_B1HC, *turn)
+        qk_BH1C, qkv_BH1C = qk_B1HC.transpose(1, 2), qkv_B1HC.transpose(1, 2)
+        keys, values = cache.put(number, qk_BH1C[:, H:], qkv_BH1C[:, H + K :])
+        y_BH1C = F.scaled_dot_product_attention(qk_BH1C[:, :H], keys, values, attn_mask=mask, enable_gqa=H != K)
+        return self.out(y_BH1C.reshape(len(h_BD), -1))
+
+
+def product(modules: Sequence[nn.Module], one_row: bool, norm: RMSNorm | None = None) -> Product:
+    """x -> the outputs of several linear layers side by side, from a copy of their weights (times those of a norm)."""
+    weight_OI = torch.cat([m.weight.detach() for m in modules])
+    if norm is not None:
+        weight_OI = weight_OI * norm.weight.detach()
+    biases = [m.bias.detach() for m in modules if getattr(m, "bias", None) is not None]
+    bias_O = torch.cat(biases) if biases else None
+    if one_row:
+        weight_IO = weight_OI.T.contiguous()
+        return lambda x: torch.mm(x, weight_IO) if bias_O is None else torch.addmm(bias_O, x, weight_IO)
+    blocked = torch.ops.mkldnn._reorder_linear_weight(weight_OI, 32)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocked, bias_O, "none", [], "")
+
+
+def _unit(x_BD: Tensor, eps: float) -> Tensor:
+    """RMS norm without its weight."""
+    return x_BD * inverse_rms(x_BD, eps)
+
+
+def _key(model: LM) -> list[tuple[int, int]]:
+    """Changes whenever a weight does."""
+    return [(w.data_ptr(), w._version) for w in model.parameters()]
+
+
+def _plain(model: LM) -> bool:
+    """Whether every projection is an fp32 matrix on a CPU that nobody watches, and a second copy of all is small."""
+    linears = [m for b in model.blocks for m in (b.attn.q, b.attn.k, b.attn.v, b.attn.out)] + [model.head]
+    linears += [m for b in model.blocks if isinstance(b.mlp, SwiGLU) for m in (b.mlp.gate, b.mlp.up, b.mlp.down)]
+    return (
+        onednn()
+        and all(type(m) in (nn.Linear, Linear, TiedHead) and type(m.weight) is nn.Parameter for m in linears)
+        and all(m.weight.dtype == torch.float32 and m.weight.device.type == "cpu" for m in linears)
+        and not any(w.is_inference() for w in model.parameters())  # their changes leave no trace
+        and sum(m.weight.nbytes for m in linears) <= LARGEST
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    )
+
+
+_made: WeakKeyDictionary[LM, dict[bool, Step]] = WeakKeyDictionary()
