@@ -101,14 +101,15 @@ def peak(row, length, delta):
 
 
 @compiled
-def dispatch(window, bias, table, rows, ends, peaks):
+def dispatch(window, bias, room, table, rows, ends, peaks):
     """List scheduling: always the op that can start first, ops of small ``bias`` (time units) before others.
 
     Args:
         window: per forward op, most micro-batches that its stage may hold.
+        room: most memory that a node may hold; forwards wait for it.
         rows, ends, peaks: filled; ``peaks`` by node.
     Returns:
-        makespan, or -1 if the windows lock it.
+        makespan, or -1 if windows and room lock it.
     """
     node, up, lag, time, delta, count, down, release, lengths, own = table
     nodes = rows.shape[0]
@@ -132,7 +133,7 @@ def dispatch(window, bias, table, rows, ends, peaks):
                     if done[before] <= turn:
                         continue
                     ready = max(ready, ends[before, turn] + lag[op])
-                if release[op] >= 0 and turn - done[release[op]] >= window[op]:
+                if release[op] >= 0 and (turn - done[release[op]] >= window[op] or held[n] + delta[op] > room + 1e-9):
                     continue
                 if ready + bias[op] < least:
                     least, chosen[n], begin[n] = ready + bias[op], op, ready
@@ -248,7 +249,7 @@ def anneal(rows, table, cap, target, hot, cold, steps, seed, best, one, two, pai
 
 
 @compiled
-def tune(window, bias, table, cap, target, hot, cold, steps, seed, best_window, best_bias, rows, ends, peaks):
+def tune(window, bias, room, table, cap, target, hot, cold, steps, seed, best_window, best_bias, rows, ends, peaks):
     """Annealing over the windows and biases of `dispatch`; the cost is that of `anneal`, with a little for the mean
     peak.
 
@@ -262,7 +263,7 @@ def tune(window, bias, table, cap, target, hot, cold, steps, seed, best_window, 
     window_new, bias_new = window.copy(), bias.copy()
     for step in range(steps):
         heat = hot * (cold / hot) ** (step / steps)
-        makespan = dispatch(window_new, bias_new, table, rows, ends, peaks)
+        makespan = dispatch(window_new, bias_new, room, table, rows, ends, peaks)
         fresh = math.inf
         if makespan >= 0:
             fresh = max(makespan - target, 0.0) + np.maximum(peaks - cap, 0.0).sum() + 1e-3 * peaks.mean()
