@@ -223,5 +223,5 @@ def test_wrong_calls_say_what_to_give():
         replace(TINY, positions="rotary")
     with pytest.raises(ValueError, match="one per head; got 2 for 4"):
         replace(TINY, slopes=(0.1, 0.2))
-    with pytest.raises(ValueError, match=r"unknown LM config fields.*'widht'"):
-        LMConfig.from_dict(asdict(TINY) | {"widht": 3})
+    with pytest.raises(ValueError, match=r"unknown LM config fields.*'breadth'"):
+        LMConfig.from_dict(asdict(TINY) | {"breadth": 3})

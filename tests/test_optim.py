@@ -119,7 +119,8 @@ def test_errors_name_the_setting():
         Optim(final=2.0)
     with pytest.raises(ValueError, match="clip must be above 0"):
         Optim(clip=0.0)
-    with pytest.raises(ValueError, match=r"no parameter of phase 'model' matches 'inner.weight_x'; closest: inner.weight"):
+    message = r"no parameter of phase 'model' matches 'inner.weight_x'; closest: inner.weight"
+    with pytest.raises(ValueError, match=message):
         Learner.all(Tiny(), Optim(groups=(Group("inner.weight_x"),)))
     with pytest.raises(ValueError, match="nothing to train: all 6 parameters are frozen"):
         Learner.all(Tiny(), Optim(groups=(Group("*", lr_scale=0.0),)))

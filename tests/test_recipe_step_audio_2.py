@@ -31,19 +31,34 @@ def start(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.fixture
+def begin():
+    """Starts runs; none outlives the test."""
+    processes = []
+
+    def started(*arguments: str) -> subprocess.Popen:
+        processes.append(start(*arguments))
+        return processes[-1]
+
+    yield started
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return read_tensors(sorted((run / "checkpoints" / "main").glob("step_*"))[-1] / "model.safetensors")
 
 
 @recordings
-def test_stopped_in_every_stage_and_resumed_it_is_the_same_run(tmp_path):
+def test_stopped_in_every_stage_and_resumed_it_is_the_same_run(begin, tmp_path):
     """Ctrl-C in hear, align and main: each says how to go on, and the final weights are those of a run in one go."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     fresh = ["step_audio_2", *options, f"--out={tmp_path}"]
-    whole = start(*fresh, "--name=whole")
+    whole = begin(*fresh, "--name=whole")
     cut, arguments = tmp_path / "cut", [*fresh, "--name=cut"]
     for stage in ("hear", "align", "main"):
-        process = start(*arguments)
+        process = begin(*arguments)
         while not _begun(cut, stage):
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.02)
@@ -52,14 +67,12 @@ def test_stopped_in_every_stage_and_resumed_it_is_the_same_run(tmp_path):
         assert process.returncode == 130, said
         assert f"of '{stage}'" in said and f"gamut run --resume {cut}" in said
         arguments = ["--resume", str(cut)]
-    last = start(*arguments)
+    last = begin(*arguments)
     said, _ = last.communicate(timeout=400)
     assert last.returncode == 0, said
     while not list((tmp_path / "whole" / "checkpoints" / "main").glob("step_00000008")):
         assert whole.poll() is None, whole.stdout.read()
         time.sleep(0.1)
-    whole.kill()  # its examination would be the other's again
-    whole.communicate()
     a, b = weights(tmp_path / "whole"), weights(cut)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     result = json.loads((cut / "result.json").read_text())

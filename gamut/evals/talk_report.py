@@ -16,7 +16,7 @@ MEASURED = "metrics.json"  # beside the weights: what they scored when they were
 
 
 def provenance(origin: str, heard: bool, metrics: Mapping[str, float], shipped: Path) -> list[Any]:
-    """What was made in this run (the encoder too, if ``heard``) and what came ready made; the scores of both models side by side."""
+    """What was made in this run (the encoder too, if ``heard``), what came ready made; beside the shipped ones."""
     here, ready = f"trained in this run, from nothing, on: {origin}", "shipped ready made, in weights/"
     rows = [("encoder", here if heard else ready), ("adaptor and decoder", here), ("codec and judge", ready),
             ("questions of the examination", "put together from recordings that no training saw")]  # fmt: skip
