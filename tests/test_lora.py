@@ -6,10 +6,23 @@ import pytest
 import torch
 from torch import nn
 
+from gamut.generate.ar import generate
+from gamut.generate.sampling import Sampling
 from gamut.io.convert import export
 from gamut.models.adapters import load_lora, save_lora
+from gamut.models.audio_encoder import AudioEncoderConfig
 from gamut.models.lm import LM, LMConfig, MoEConfig
-from gamut.nn.lora import LoRALinear, add_lora, attach_lora, fold_lora, lora_layers, merge_lora, unmerge_lora
+from gamut.models.omni import Omni, OmniConfig
+from gamut.nn.lora import (
+    LoRALinear,
+    add_lora,
+    attach_lora,
+    fold_lora,
+    lora_layers,
+    lora_state,
+    merge_lora,
+    unmerge_lora,
+)
 
 CONFIG = LMConfig(
     vocab=50, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48, qkv_bias=True, max_positions=64
@@ -26,7 +39,7 @@ def tiny(config=CONFIG, seed=0) -> LM:
     return LM(config).eval()
 
 
-def stirred(model: LM, **options) -> LM:
+def stirred(model, **options):
     """With adapters whose B is no longer zero."""
     add_lora(model, **options)
     torch.manual_seed(1)
@@ -100,6 +113,24 @@ def test_fold_leaves_a_plain_model():
     torch.testing.assert_close(model(IDS), apart, atol=1e-5, rtol=0)
 
 
+def test_generation_uses_the_adapters():
+    """Apart, merged and folded decode the same ids, which are not the plain model's."""
+    prompts, greedy = [[1, 2, 3], [4, 5]], Sampling(temperature=0.0, max_new=12)
+
+    def ids(model):
+        return [sample.ids for sample in generate(model, prompts, greedy)]
+
+    plain = ids(tiny())
+    model = stirred(tiny(), rank=4)
+    apart = ids(model)
+    merge_lora(model)
+    merged = ids(model)
+    unmerge_lora(model)
+    again = ids(model)
+    fold_lora(model)
+    assert apart == merged == again == ids(model) and apart != plain
+
+
 def test_half_precision_layers_get_float_adapters():
     model = tiny().to(torch.bfloat16)
     add_lora(model)
@@ -119,6 +150,21 @@ def test_folder_round_trip(tmp_path, config):
     assert {name for name, p in other.named_parameters() if p.requires_grad} == {
         f"{name}.lora_{part}" for name, _ in lora_layers(model) for part in "AB"
     }
+
+
+def test_a_model_that_hears_takes_adapters_in_all_its_parts(tmp_path):
+    """Names of encoder, adaptor and language model go through the official layout and back."""
+    torch.manual_seed(0)
+    audio = AudioEncoderConfig(mels=8, width=16, layers=1, heads=2, ffn=64, positions=20)
+    model = Omni(OmniConfig(lm=CONFIG, audio=audio, adaptor_hidden=24)).eval()
+    stirred(model, targets=["encoder.*.attn.v", "adapter.up", "lm.*.attn.q", "mlp.down"])
+    save_lora(model, tmp_path / "adapter")
+    names = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert "encoder.blocks.0.attn.value" in names and "model.layers.1.self_attn.q_proj" in names
+    other = Omni(model.config).eval()
+    load_lora(other, tmp_path / "adapter")
+    tensors = [dict(lora_state(m)[0]) for m in (model, other)]
+    assert tensors[0].keys() == tensors[1].keys() and all(torch.equal(tensors[0][k], tensors[1][k]) for k in tensors[0])
 
 
 def official(tmp_path):
@@ -170,6 +216,8 @@ def test_errors_name_layer_and_reason(tmp_path):
     model = tiny()
     with pytest.raises(ValueError, match=r"no linear layer matches \['q_proj'\]; there are .*'blocks.0.attn.q'"):
         add_lora(model, ["q_proj"])
+    with pytest.raises(ValueError, match=r"^head cannot be adapted, losses read its weight directly; narrow \['\*'\]"):
+        add_lora(model, ["*"])
     with pytest.raises(ValueError, match="lora rank must be at least 1, got 0"):
         add_lora(model, rank=0)
     with pytest.raises(ValueError, match="has no adapters to save"):

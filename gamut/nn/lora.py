@@ -13,6 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gamut.nn.linear import Linear, linear
+from gamut.nn.meta import meta
+
 DECODER = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.gate", "mlp.up", "mlp.down")
 
 
@@ -34,7 +37,7 @@ class LoRALinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, input: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
-        y = F.linear(input, self.weight, self.bias)
+        y = linear(input, self.weight, self.bias)
         if self.plain is not None:
             return y
         low = F.linear(self.dropout(input.to(self.lora_A.dtype)), self.lora_A)
@@ -64,7 +67,8 @@ def add_lora(
     Returns:
         the names of the adapted layers.
     Raises:
-        ValueError: nothing matches, or the model has adapters already.
+        ValueError: nothing matches, the model has adapters already, or a head matches: losses read its weight directly
+            and would pass an adapter by.
     """
     linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     if any(isinstance(m, LoRALinear) for m in linears.values()):
@@ -72,6 +76,10 @@ def add_lora(
     names = [n for n in linears if any(fnmatch(n, p) or fnmatch(n, f"*.{p}") for p in targets)]
     if not names:
         raise ValueError(f"no linear layer matches {list(targets)}; there are for example {list(linears)[:8]}")
+    if heads := [name for name in names if name.split(".")[-1] == "head"]:
+        raise ValueError(
+            f"{', '.join(heads)} cannot be adapted, losses read its weight directly; narrow {list(targets)}"
+        )
     model.requires_grad_(False)
     for name in names:
         _replace(model, name, LoRALinear(linears[name], rank, 2.0 * rank if alpha is None else alpha, dropout))
@@ -142,10 +150,10 @@ def unmerge_lora(model: nn.Module) -> None:
 def fold_lora(model: nn.Module) -> None:
     """Adapters into the weights for good: the layers are plain ones again, and nothing is frozen."""
     for name, layer in list(lora_layers(model)):
-        with torch.device("meta"):
-            linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        linear.weight, linear.bias = nn.Parameter(layer.merged()), layer.bias
-        _replace(model, name, linear)
+        with meta():
+            plain = Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        plain.weight, plain.bias = nn.Parameter(layer.merged()), layer.bias
+        _replace(model, name, plain)
     model.requires_grad_(True)
 
 
