@@ -125,8 +125,8 @@ def moe(pairs: int):
         hidden_size=256, moe_intermediate_size=1024, num_experts=8, num_experts_per_tok=2,
         shared_expert_intermediate_size=0, norm_topk_prob=False,
     )  # fmt: skip
-    x = torch.randn(8, 256, 256)
-    grad = torch.randn_like(x)
+    x = torch.randn(8, 256, 256, requires_grad=True)
+    grad = torch.randn(8, 256, 256)
     ours = MoE(256, 8, 2, 1024, renormalise=False)
     for kind in ("grouped_mm", "eager"):  # transformers' default, and its loop over experts
         config._experts_implementation = kind
