@@ -4,7 +4,7 @@
 PYTHON ?= python3
 JOBS ?= 2
 # The demo takes the shipped encoder and trains the rest in about eight minutes; without DEMO it takes four times that.
-DEMO := --hear-steps 0 --align-steps 100 --main-steps 1800
+DEMO := --hear-steps 0 --align-steps 100 --main-steps 2000
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
