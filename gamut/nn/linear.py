@@ -29,9 +29,9 @@ def linear(
         or not onednn()
     ):
         return F.linear(x, weight_OI, bias_O)
-    y_NO = _Product.apply(x.flatten(0, -2), weight_OI)
+    y_NO = _Product.apply(x.reshape(-1, x.shape[-1]), weight_OI)
     y_NO = y_NO if bias_O is None else y_NO + bias_O
-    return y_NO.unflatten(0, x.shape[:-1])
+    return y_NO.view(*x.shape[:-1], -1)
 
 
 class Linear(nn.Linear):
