@@ -7,7 +7,8 @@ import torch
 
 from gamut.losses.balance import balance
 from gamut.losses.next_token import next_token, next_token_from_hidden
-from gamut.models.lm import LM, LMConfig, MoEConfig, count
+from gamut.models.count import count
+from gamut.models.lm import LM, LMConfig, MoEConfig
 
 TINY = LMConfig(vocab=50, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48, max_positions=64)
 CONFIGS = {

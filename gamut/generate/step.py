@@ -8,6 +8,7 @@ B rows · D width · F hidden width · H query heads · K key/value heads · C c
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,7 +33,7 @@ class Step:
 
     def __init__(self, model: LM, one_row: bool):
         self.model = model
-        self.layers = [Layer(block, one_row) for block in model.blocks]
+        self.layers = [Layer(block, one_row) for block in blocks(model)]
         self.head = product([model.head], one_row, model.norm)
         self.weights, self.key = list(model.parameters()), _key(model)
 
@@ -101,7 +102,11 @@ class Layer:
         return self.out(y_BH1C.reshape(len(h_BD), -1))
 
 
-def product(modules: Sequence[nn.Module], one_row: bool, norm: RMSNorm | None = None) -> Product:
+def blocks(model: LM) -> list[Block]:
+    return [block for block in model.blocks if isinstance(block, Block)]
+
+
+def product(modules: Sequence[Any], one_row: bool, norm: RMSNorm | None = None) -> Product:
     """x -> the outputs of several linear layers side by side, from a copy of their weights (times those of a norm)."""
     weight_OI = torch.cat([m.weight.detach() for m in modules])
     if norm is not None:
@@ -127,8 +132,10 @@ def _key(model: LM) -> list[tuple[int, int]]:
 
 def _plain(model: LM) -> bool:
     """Whether every projection is an fp32 matrix on a CPU that nobody watches, and a second copy of all is small."""
-    linears = [m for b in model.blocks for m in (b.attn.q, b.attn.k, b.attn.v, b.attn.out)] + [model.head]
-    linears += [m for b in model.blocks if isinstance(b.mlp, SwiGLU) for m in (b.mlp.gate, b.mlp.up, b.mlp.down)]
+    linears: list[Any] = [model.head]
+    for block in blocks(model):
+        linears += [block.attn.q, block.attn.k, block.attn.v, block.attn.out]
+        linears += [block.mlp.gate, block.mlp.up, block.mlp.down] if isinstance(block.mlp, SwiGLU) else []
     return (
         onednn()
         and all(type(m) in (nn.Linear, Linear, TiedHead) and type(m.weight) is nn.Parameter for m in linears)

@@ -9,6 +9,7 @@ B batch · T tokens · D width · V vocabulary · N layers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -83,11 +84,10 @@ class LMConfig:
         """From plain values, as config.json holds them. Raises ValueError for an unknown field."""
         if unknown := set(values) - {f.name for f in fields(cls)}:
             raise ValueError(f"unknown LM config fields {sorted(unknown)}; allowed: {[f.name for f in fields(cls)]}")
-        values = dict(values, slopes=tuple(values.get("slopes", ())))
-        if isinstance(values.get("moe"), Mapping):
-            moe = dict(values["moe"])
-            values["moe"] = MoEConfig(**moe | {"dense_layers": tuple(moe.get("dense_layers", ()))})
-        return cls(**values)
+        given: dict[str, Any] = {**values, "slopes": tuple(values.get("slopes", ()))}
+        if isinstance(moe := given.get("moe"), Mapping):
+            given["moe"] = MoEConfig(**{**moe, "dense_layers": tuple(moe.get("dense_layers", ()))})
+        return cls(**given)
 
 
 class Block(nn.Module):
@@ -240,7 +240,7 @@ class LM(nn.Module):
         seen_S = torch.arange(stop, device=device)
         bias = sqrt_bias(slope_H, first + torch.arange(T, device=device), seen_S).to(x_BTD.dtype)
         bias = bias if bias.dim() == 4 else bias[None]
-        return None, bias if segments_BT is None else bias.masked_fill(~mask, -torch.inf)
+        return None, bias if segments_BT is None else bias.masked_fill(~same_segment(segments_BT), -torch.inf)
 
     def new_cache(self, rows: int, length: int) -> Cache:
         """Room for `rows` sequences of `length` tokens, on the weights' device and in their dtype."""
@@ -296,26 +296,3 @@ def restart(segments_BT: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
     steps_BT = torch.arange(segments_BT.shape[1], device=segments_BT.device).expand_as(segments_BT)
     fresh_BT = F.pad(segments_BT[:, 1:] != segments_BT[:, :-1], (1, 0), value=True)
     return steps_BT - torch.where(fresh_BT, steps_BT, 0).cummax(1).values
-
-
-def count(config: LMConfig, context: int = 0) -> dict[str, int]:
-    """Exact parameter counts, and the arithmetic of one token.
-
-    Args:
-        context: tokens that attention looks back on; 0 leaves attention scores out.
-    Returns:
-        parameters: all weights. active: those one token is multiplied with (its experts only, no embedding rows).
-        forward_flops: 2 per active matrix element, and 4 · heads · head_dim · context per layer; training takes thrice.
-    """
-    with meta():
-        model = LM(config)
-    sizes = {name: weight.numel() for name, weight in model.named_parameters()}
-    idle = 0 if config.tied else sizes["embed.weight"]
-    if moe := config.moe:
-        routed = sum(size for name, size in sizes.items() if ".experts." in name)
-        idle += routed * (moe.experts - moe.top_k) // moe.experts
-    total = sum(sizes.values())
-    active = total - idle
-    vectors = sum(weight.numel() for weight in model.parameters() if weight.dim() == 1)
-    scores = 4 * config.heads * config.head_dim * context * config.layers
-    return {"parameters": total, "active": active, "forward_flops": 2 * (active - vectors) + scores}

@@ -6,6 +6,7 @@
 import re
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -159,7 +160,7 @@ def config_from_official(official: Mapping) -> dict:
     bias = {"qwen2": True, "qwen2_moe": official.get("qkv_bias", True)}.get(
         family, official.get("attention_bias", False)
     )
-    ours = {name: official.get(field) for name, field in FIELDS.items()} | {
+    ours: dict[str, Any] = {name: official.get(field) for name, field in FIELDS.items()} | {
         "kv_heads": official.get("num_key_value_heads") or heads,
         "head_dim": official.get("head_dim") or (128 if family == "qwen3" else official["hidden_size"] // heads),
         "norm_eps": official.get("rms_norm_eps", 1e-6),
@@ -215,7 +216,7 @@ def config_to_official(ours: Mapping) -> dict:
     Raises:
         ValueError: a combination of fields that no released family has.
     """
-    moe = ours.get("moe")
+    moe: dict[str, Any] = ours.get("moe") or {}
     family = ("qwen3" if ours["qk_norm"] else "qwen2") + ("_moe" if moe else "")
     chan = ours["width"] // ours["heads"]
     wrong = {
