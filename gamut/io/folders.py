@@ -19,7 +19,7 @@ from gamut.io.files import atomic_dir
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 4 << 30
-MAPPED_BYTES = 64 << 20  # read from one mapping before it is renewed
+MAPPED_BYTES = 16 << 20  # read from one mapping before it is renewed
 FOREIGN = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.onnx")
 SHOWN = 8  # names per kind in an error
 
