@@ -14,10 +14,10 @@ import torch
 from benchmarks.record import ratio, record
 from gamut.generate.ar import generate
 from gamut.generate.sampling import Sampling
+from gamut.io.meta import meta
 from gamut.models.lm import LM, LMConfig
 from gamut.nn import int8
 from gamut.nn.int8 import Int8Linear, int8_tensors, use_int8
-from gamut.nn.meta import meta
 
 CONFIG = LMConfig(vocab=8192, width=3584, layers=2, heads=28, kv_heads=4, head_dim=128, ffn=18944, qkv_bias=True)
 CASE = "width 3584, ffn 18944, 28 heads, 4 kv heads, 2 layers, vocabulary 8192 (497 M parameters)"

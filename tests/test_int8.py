@@ -15,12 +15,12 @@ from torch import nn
 
 from gamut.io.convert import export
 from gamut.io.folders import save_folder
+from gamut.io.meta import meta
 from gamut.models.int8 import load_int8
 from gamut.models.lm import LM, LMConfig, MoEConfig
 from gamut.models.omni import Omni, OmniConfig
 from gamut.nn import int8
 from gamut.nn.int8 import PACKED_ROWS, Int8Linear, quantise, use_int8
-from gamut.nn.meta import meta
 
 MINI = LMConfig(
     vocab=158720, width=3584, layers=28, heads=28, kv_heads=4, head_dim=128, ffn=18944, qkv_bias=True,

@@ -70,6 +70,7 @@ def _speech_model(folder: Path) -> None:
     import torch
 
     from gamut.data.talks import tokenizer
+    from gamut.io.convert import export
     from gamut.io.media import write_audio
     from gamut.models.audio_encoder import AudioEncoderConfig
     from gamut.models.lm import LMConfig
@@ -79,7 +80,8 @@ def _speech_model(folder: Path) -> None:
     lm = LMConfig(words.vocab, 16, 1, 2, 1, 8, 32, qkv_bias=True)
     marks = {f"audio_{name}_id": words.id(f"<audio_{name}>") for name in ("start", "end", "patch")}
     model = Omni(OmniConfig(lm, AudioEncoderConfig(width=16, layers=1, heads=2, ffn=64), 16, **marks))
-    model.save_pretrained(folder / "Step-Audio-2-mini", layout="official", files=words.files())
+    model.save_pretrained(folder / "ours", files=words.files())
+    export(folder / "ours", folder / "Step-Audio-2-mini")
     for name in ("one", "two"):
         write_audio(folder / "my_recordings" / f"{name}.wav", torch.randn(8000) * 0.1, 8000)
     (folder / "my_recordings" / "transcripts.csv").write_text("file,text\none.wav,One.\ntwo.wav,Two.\n")

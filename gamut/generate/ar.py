@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gamut.generate.sampling import Sampling, choose
 from gamut.generate.step import Step
-from gamut.models.lm import LM
+from gamut.models.decoder import Decoder
 from gamut.nn.cache import Cache
 
 PLAIN = Sampling()
@@ -82,7 +82,7 @@ class _Job:
 
 
 def generate(
-    model: LM,
+    model: Decoder,
     prompts: Sequence[Prompt | Sequence[int]],
     sampling: Sampling | Sequence[Sampling] = PLAIN,
     *,
@@ -121,7 +121,7 @@ def generate(
 class Stream:
     """Continuous batching: iterate to get tokens as they come; samples may be added and stopped in between."""
 
-    def __init__(self, model: LM, rows: int = 32):
+    def __init__(self, model: Decoder, rows: int = 32):
         if rows < 1:
             raise ValueError(f"rows must be 1 or more, got {rows}")
         self.model, self.rows = model, rows

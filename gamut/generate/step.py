@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gamut.models.lm import LM, Block, TiedHead
+from gamut.models.decoder import Block, Decoder, TiedHead
 from gamut.nn.attention import Turn
 from gamut.nn.cache import Cache
 from gamut.nn.linear import Linear, onednn
@@ -31,14 +31,14 @@ Product = Callable[[Tensor], Tensor]
 class Step:
     """Call it with the last ids of a cache's first B rows: it returns their logits, and fills the cache."""
 
-    def __init__(self, model: LM, one_row: bool):
+    def __init__(self, model: Decoder, one_row: bool):
         self.model = model
         self.layers = [Layer(block, one_row) for block in blocks(model)]
         self.head = product([model.head], one_row, model.norm)
         self.weights, self.key = list(model.parameters()), _key(model)
 
     @classmethod
-    def of(cls, model: LM, rows: int) -> "Step | None":
+    def of(cls, model: Decoder, rows: int) -> "Step | None":
         """The model's step for one row or for several, kept until its weights change.
 
         None where the plain forward pass has to do: off the CPU, in another precision, with adapters, hooks, sharded or
@@ -102,7 +102,7 @@ class Layer:
         return self.out(y_BH1C.reshape(len(h_BD), -1))
 
 
-def blocks(model: LM) -> list[Block]:
+def blocks(model: Decoder) -> list[Block]:
     return [block for block in model.blocks if isinstance(block, Block)]
 
 
@@ -125,12 +125,12 @@ def _unit(x_BD: Tensor, eps: float) -> Tensor:
     return x_BD * inverse_rms(x_BD, eps)
 
 
-def _key(model: LM) -> list[tuple[int, int]]:
+def _key(model: Decoder) -> list[tuple[int, int]]:
     """Changes whenever a weight does."""
     return [(w.data_ptr(), w._version) for w in model.parameters()]
 
 
-def _plain(model: LM) -> bool:
+def _plain(model: Decoder) -> bool:
     """Whether every projection is an fp32 matrix on a CPU that nobody watches, and a second copy of all is small."""
     linears: list[Any] = [model.head]
     for block in blocks(model):
@@ -146,4 +146,4 @@ def _plain(model: LM) -> bool:
     )
 
 
-_made: WeakKeyDictionary[LM, dict[bool, Step]] = WeakKeyDictionary()
+_made: WeakKeyDictionary[Decoder, dict[bool, Step]] = WeakKeyDictionary()

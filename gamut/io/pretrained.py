@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import gamut
+from gamut.io.convert import family
 from gamut.io.folders import load_config, load_strict, load_tensors, save_folder
 
 C = TypeVar("C", bound="Plain")  # typing.Self would need the whole class under the shape checker, not its methods
@@ -45,7 +46,7 @@ def _value(kind: Any, value: Any) -> Any:
 class Pretrained:
     """Beside ``nn.Module``: the class names its ``Plain`` dataclass as ``Config`` and is built as ``Class(config)``.
 
-    ``inside`` is what it is built inside to be loaded: ``nn.meta.meta`` where every weight and buffer is in the file.
+    ``inside`` is what it is built inside to be loaded: ``io.meta.meta`` where every weight and buffer is in the file.
     """
 
     Config: type
@@ -53,12 +54,16 @@ class Pretrained:
 
     @classmethod
     def released(cls, stored: dict, tensors: dict[str, Tensor], path: str | Path) -> tuple[Any, dict[str, Tensor]]:
-        """Config and tensors out of an official folder's; a class that reads any has its own.
+        """Config and tensors out of an official folder's, through the tables of names in ``io/keys``.
 
         Raises:
             ValueError: a family it does not read.
         """
-        raise ValueError(_other(cls, stored, path))
+        kind, keys = family(stored, path)
+        if kind != cls.__name__:
+            raise ValueError(_other(cls, kind, path))
+        config = cls.Config.from_dict(keys.config_from_official(stored), path)  # type: ignore[attr-defined]
+        return config, keys.to_ours(tensors, asdict(config))
 
     @classmethod
     def from_pretrained(cls: type[T], path: str | Path, dtype: torch.dtype = torch.float32) -> T:
@@ -73,7 +78,7 @@ class Pretrained:
         if "gamut" not in stored:
             config, tensors = cls.released(stored, tensors, path)
         elif stored.get("class") != cls.__name__:
-            raise ValueError(_other(cls, stored, path))
+            raise ValueError(_other(cls, stored.get("class"), path))
         else:
             config = cls.Config.from_dict(stored["config"], path)
         with cls.inside():
@@ -93,6 +98,6 @@ class Pretrained:
         return save_folder(path, self.state_dict(), config, card=card, files=files)  # type: ignore[attr-defined]
 
 
-def _other(cls: type, stored: dict, path: str | Path) -> str:
+def _other(cls: type, found: str | None, path: str | Path) -> str:
     article = "an" if cls.__name__[0] in "AEIO" or cls.__name__ == "LM" else "a"
-    return f"'{path}' holds a {stored.get('class')}, not {article} {cls.__name__}; load it with that class"
+    return f"'{path}' holds a {found}, not {article} {cls.__name__}; load it with that class"

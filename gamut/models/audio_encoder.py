@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gamut.io.keys import step_audio_2 as keys
+from gamut.io.meta import meta
 from gamut.io.pretrained import Plain, Pretrained
-from gamut.nn.meta import meta
 
 EDGES = ("open", "parity", "closed")
 

@@ -1,7 +1,7 @@
 """How large a language model is, and how much arithmetic a token costs, without making it."""
 
+from gamut.io.meta import meta
 from gamut.models.lm import LM, LMConfig
-from gamut.nn.meta import meta
 
 
 def count(config: LMConfig, context: int = 0) -> dict[str, int]:

@@ -7,10 +7,10 @@ import torch
 
 from gamut.io.convert import family
 from gamut.io.folders import iterate_tensors, load_config, load_strict, load_tensors, tensor_files
+from gamut.io.meta import meta
 from gamut.models.lm import LM, LMConfig
 from gamut.models.omni import Omni, OmniConfig
 from gamut.nn.int8 import int8_tensors, use_int8
-from gamut.nn.meta import meta
 
 ROUTERS = ("*.router", "*.shared_gate")  # a few rows that decide which experts run
 CLASSES = {"LM": (LM, LMConfig), "Omni": (Omni, OmniConfig)}

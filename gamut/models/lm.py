@@ -1,298 +1,50 @@
-"""One decoder for Qwen2, Qwen3, their mixtures of experts, and Step-1: the config says which.
+"""One language model for Qwen2, Qwen3, their mixtures of experts, and Step-1: the config says which.
 
     model = LM.from_pretrained("path/of/a/checkpoint")     # ours, or a plain Hugging Face folder of these families
     logits_BTV = model(ids_BT)
 
-B batch · T tokens · D width · V vocabulary · N layers
+B batch · T tokens · D width · H heads
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
-
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-import gamut
-from gamut.io.folders import load_config, load_strict, load_tensors, save_folder
-from gamut.io.keys import qwen, step1
+from gamut.io.meta import meta
+from gamut.io.pretrained import Pretrained
+from gamut.models.decoder import Decoder, LMConfig, MoEConfig
 from gamut.nn.alibi import slopes, sqrt_bias
-from gamut.nn.attention import Attention, Turn, same_segment
+from gamut.nn.attention import Turn, same_segment
 from gamut.nn.cache import Cache
-from gamut.nn.linear import Linear, linear
-from gamut.nn.meta import meta
 from gamut.nn.mlp import SwiGLU
 from gamut.nn.moe import MoE
-from gamut.nn.norm import RMSNorm
-from gamut.nn.rope import Angles, angles
 
-FAMILIES = {name: keys for keys in (qwen, step1) for name in keys.FAMILIES}
+__all__ = ["LM", "LMConfig", "MoEConfig"]
 
 
-@dataclass(frozen=True)
-class MoEConfig:
-    """The feed-forward layer as a mixture of experts."""
+class LM(Pretrained, Decoder):
+    """The decoder with every feed-forward layer and kind of position that its config can name."""
 
-    experts: int
-    top_k: int  # experts per token
-    expert_ffn: int  # hidden width of each
-    shared_ffn: int = 0  # hidden width of the shared expert, 0 = none
-    renormalise: bool = True  # weights of the chosen experts sum to 1
-    dense_layers: tuple[int, ...] = ()  # layers that keep the plain feed-forward
+    Config, inside = LMConfig, staticmethod(meta)
 
-
-@dataclass(frozen=True)
-class LMConfig:
-    """Sizes are channels; `heads * head_dim` need not equal `width`."""
-
-    vocab: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    norm_eps: float = 1e-6
-    positions: str = "rope"  # or sqrt_alibi
-    rope_theta: float = 1e6
-    max_positions: int = 32768  # tokens; generation stops there
-    qkv_bias: bool = False
-    out_bias: bool = False
-    qk_norm: bool = False
-    tied: bool = False  # the head is the embedding
-    moe: MoEConfig | None = None
-    interp_ratio: float = 1.0  # sqrt_alibi: stretch of the context
-    slopes: tuple[float, ...] = ()  # sqrt_alibi: one per head, in place of the formula's
-
-    def __post_init__(self):
-        if self.positions not in ("rope", "sqrt_alibi"):
-            raise ValueError(f"positions must be 'rope' or 'sqrt_alibi', got {self.positions!r}")
-        if self.heads % self.kv_heads or (self.positions == "rope" and self.head_dim % 2):
-            raise ValueError(
-                f"kv_heads must divide heads, and rope needs an even head_dim; "
-                f"got heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"
-            )
-        if self.slopes and len(self.slopes) != self.heads:
-            raise ValueError(f"slopes must be empty or one per head; got {len(self.slopes)} for {self.heads} heads")
-
-    @classmethod
-    def from_dict(cls, values: Mapping) -> "LMConfig":
-        """From plain values, as config.json holds them. Raises ValueError for an unknown field."""
-        if unknown := set(values) - {f.name for f in fields(cls)}:
-            raise ValueError(f"unknown LM config fields {sorted(unknown)}; allowed: {[f.name for f in fields(cls)]}")
-        given: dict[str, Any] = {**values, "slopes": tuple(values.get("slopes", ()))}
-        if isinstance(moe := given.get("moe"), Mapping):
-            given["moe"] = MoEConfig(**{**moe, "dense_layers": tuple(moe.get("dense_layers", ()))})
-        return cls(**given)
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x)); the router's logits come along (None if dense)."""
-
-    def __init__(self, config: LMConfig, layer: int):
-        super().__init__()
-        c, self.layer = config, layer
-        self.norm1, self.norm2 = RMSNorm(c.width, c.norm_eps), RMSNorm(c.width, c.norm_eps)
-        self.attn = Attention(
-            c.width, c.heads, c.kv_heads, c.head_dim,
-            qkv_bias=c.qkv_bias, out_bias=c.out_bias, norm_eps=c.norm_eps if c.qk_norm else None,
-        )  # fmt: skip
-        moe = c.moe if c.moe and layer not in c.moe.dense_layers else None
-        self.mlp = (
-            MoE(c.width, moe.experts, moe.top_k, moe.expert_ffn, shared=moe.shared_ffn, renormalise=moe.renormalise)
-            if moe
-            else SwiGLU(c.width, c.ffn)
-        )
-
-    def forward(
-        self, x_BTD: Float[Tensor, "B T D"], turn: Turn | None, mask: Tensor | None, cache: Cache | None
-    ) -> tuple[Float[Tensor, "B T D"], Tensor | None]:
-        x_BTD = x_BTD + self.attn(self.norm1(x_BTD), turn, mask, cache, self.layer)
-        y = self.mlp(self.norm2(x_BTD))
-        y_BTD, logits_NE = y if isinstance(y, tuple) else (y, None)
-        return x_BTD + y_BTD, logits_NE
-
-
-class TiedHead(nn.Module):
-    """Logits through the embedding's own weight; holds no parameter."""
-
-    def __init__(self, embed: nn.Embedding):
-        super().__init__()
-        self._embed = (embed,)  # in a tuple: not a submodule, so the weight has one name
-
-    @property
-    def weight(self) -> Tensor:
-        return self._embed[0].weight
-
-    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-        return linear(x, self.weight)
-
-
-class LM(nn.Module):
-    """Decoder-only language model. `checkpointing = True` recomputes each block in the backward pass."""
-
-    def __init__(self, config: LMConfig):
-        super().__init__()
-        self.config, self.checkpointing = config, False
-        self.angles = Angles(config.head_dim, config.rope_theta)
-        self.embed = nn.Embedding(config.vocab, config.width)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = TiedHead(self.embed) if config.tied else Linear(config.width, config.vocab, bias=False)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Normal weights of variance 1 / inputs; residual outputs are scaled by 1 / sqrt(2 layers). Ours."""
-        for name, weight in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(weight)
-            elif weight.dim() > 1:
-                std = 0.02 if name == "embed.weight" else weight.shape[-1] ** -0.5
-                residual = ".out." in name or ".down" in name
-                nn.init.normal_(weight, std=std * ((2 * self.config.layers) ** -0.5 if residual else 1.0))
-
-    def forward(
-        self,
-        ids_BT: Int[Tensor, "B T"] | None = None,
-        *,
-        embeds_BTD: Float[Tensor, "B T D"] | None = None,
-        mask_BT: Bool[Tensor, "B T"] | Int[Tensor, "B T"] | None = None,
-        positions_BT: Int[Tensor, "B T"] | None = None,
-        segments_BT: Int[Tensor, "B T"] | None = None,
-        cache: Cache | None = None,
-        routing: list[Tensor] | None = None,
-    ) -> Float[Tensor, "B T V"]:
-        """Logits of every position; see `hidden` for the arguments."""
-        return self.head(
-            self.hidden(
-                ids_BT, embeds_BTD=embeds_BTD, mask_BT=mask_BT, positions_BT=positions_BT,
-                segments_BT=segments_BT, cache=cache, routing=routing,
-            )
-        )  # fmt: skip
-
-    def hidden(
-        self,
-        ids_BT: Int[Tensor, "B T"] | None = None,
-        *,
-        embeds_BTD: Float[Tensor, "B T D"] | None = None,
-        mask_BT: Bool[Tensor, "B T"] | Int[Tensor, "B T"] | None = None,
-        positions_BT: Int[Tensor, "B T"] | None = None,
-        segments_BT: Int[Tensor, "B T"] | None = None,
-        cache: Cache | None = None,
-        routing: list[Tensor] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """What the head sees: the last block's output after the final norm.
-
-        Args:
-            ids_BT: token ids; or give ``embeds_BTD``, their embeddings (a speech model injects audio there).
-            mask_BT: 1 for tokens, 0 for right padding. Outputs under padding mean nothing.
-            positions_BT: rope positions, where they are not 0, 1, 2 ... after what the cache holds.
-            segments_BT: packed rows: a number per document; no token sees another document, positions restart.
-            cache: keys and values of earlier tokens; the new ones are added to its first B rows.
-            routing: a list that receives the router's logits (B·T, experts) of each MoE layer.
-        Raises:
-            ValueError: neither or both of ids and embeddings, padding that is not on the right, segments with a
-                cache, positions with sqrt_alibi, more tokens than the cache holds.
-        """
-        if (ids_BT is None) == (embeds_BTD is None):
-            raise ValueError("give ids_BT or embeds_BTD, exactly one of them")
-        x_BTD = self.embed(ids_BT) if embeds_BTD is None else embeds_BTD
-        counts = None if mask_BT is None else right_padded(mask_BT)
-        if cache is not None:
-            if segments_BT is not None:
-                raise ValueError("packed rows (segments_BT) cannot be decoded with a cache; give each its own row")
-            cache.begin(*x_BTD.shape[:2])
-        turn, mask = self.order(x_BTD, positions_BT, segments_BT, cache)
-        for block in self.blocks:
-            if self.checkpointing and cache is None and torch.is_grad_enabled():
-                x_BTD, logits_NE = checkpoint(block, x_BTD, turn, mask, None, use_reentrant=False)
-            else:
-                x_BTD, logits_NE = block(x_BTD, turn, mask, cache)
-            if routing is not None and logits_NE is not None:
-                routing.append(logits_NE)
-        if cache is not None:
-            cache.end(counts)
-        return self.norm(x_BTD)
+    def feed_forward(self, layer: int) -> nn.Module:
+        """Experts, but for a dense model and in the layers that are kept dense."""
+        c, moe = self.config, self.config.moe
+        if moe is None or layer in moe.dense_layers:
+            return SwiGLU(c.width, c.ffn)
+        return MoE(c.width, moe.experts, moe.top_k, moe.expert_ffn, shared=moe.shared_ffn, renormalise=moe.renormalise)
 
     def order(
         self, x_BTD: Tensor, positions_BT: Tensor | None, segments_BT: Tensor | None, cache: Cache | None
     ) -> tuple[Turn | None, Tensor | None]:
-        """Rotation angles and attention mask of one pass (None = plain causal order)."""
-        device, T = x_BTD.device, x_BTD.shape[1]
-        first, stop, mask = (0, T, None) if cache is None else (cache.first(), cache.stop, cache.visible())
-        if segments_BT is not None:
-            mask = same_segment(segments_BT)
+        """Rotation and mask as in a Decoder, or nothing to rotate and Step-1's bias as the mask."""
         if self.config.positions == "rope":
-            if positions_BT is not None:
-                return angles(positions_BT, self.config.head_dim, self.config.rope_theta), mask
-            if segments_BT is not None:
-                return self.angles(restart(segments_BT), stop, device), mask
-            steps = slice(first, stop) if isinstance(first, int) else first + torch.arange(T, device=device)
-            return self.angles(steps, stop, device), mask
+            return super().order(x_BTD, positions_BT, segments_BT, cache)
         if positions_BT is not None:
             raise ValueError("sqrt_alibi counts distances in the row itself; leave positions_BT out")
-        c = self.config
+        c, device, T = self.config, x_BTD.device, x_BTD.shape[1]
+        first, stop = (0, T) if cache is None else (cache.first(), cache.stop)
         slope_H = torch.tensor(c.slopes or slopes(c.heads, c.interp_ratio), device=device, dtype=torch.float32)
         seen_S = torch.arange(stop, device=device)
         bias = sqrt_bias(slope_H, first + torch.arange(T, device=device), seen_S).to(x_BTD.dtype)
         bias = bias if bias.dim() == 4 else bias[None]
         return None, bias if segments_BT is None else bias.masked_fill(~same_segment(segments_BT), -torch.inf)
-
-    def new_cache(self, rows: int, length: int) -> Cache:
-        """Room for `rows` sequences of `length` tokens, on the weights' device and in their dtype."""
-        c, weight = self.config, self.norm.weight
-        return Cache(c.layers, rows, c.kv_heads, length, c.head_dim, device=weight.device, dtype=weight.dtype)
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> "LM":
-        """From a folder of ours or a plain Hugging Face one (safetensors, sharded or not); weights become ``dtype``.
-
-        Raises:
-            ValueError: what `io/folders.py` reports of the files, another class or family, a feature not built.
-        """
-        config = load_config(path)
-        tensors = load_tensors(path, dtype)
-        if "gamut" in config:
-            if config.get("class") != cls.__name__:
-                raise ValueError(
-                    f"'{path}' holds a {config.get('class')}, not an {cls.__name__}; load it with that class"
-                )
-            ours = LMConfig.from_dict(config["config"])
-        else:
-            keys = FAMILIES.get(config.get("model_type", ""))
-            if keys is None:
-                raise ValueError(
-                    f"model_type must be one of {', '.join(FAMILIES)}; got {config.get('model_type')!r} in '{path}'"
-                )
-            ours = LMConfig.from_dict(keys.config_from_official(config))
-            tensors = keys.to_ours(tensors, asdict(ours))
-        with meta():
-            model = cls(ours)
-        load_strict(model, tensors, path)
-        return model
-
-    def save_pretrained(
-        self, path: str | Path, card: str = "", files: Mapping[str, str | bytes | Path] | None = None
-    ) -> Path:
-        """A checkpoint folder that `from_pretrained` reads; ``files`` adds the tokenizer's."""
-        config = {"gamut": gamut.__version__, "class": type(self).__name__, "config": asdict(self.config)}
-        return save_folder(path, self.state_dict(), config, card=card, files=files)
-
-
-def right_padded(mask_BT: Tensor) -> list[int]:
-    """Tokens per row. Raises ValueError where a 0 comes before a 1."""
-    mask_BT = mask_BT.bool()
-    if bool((mask_BT[:, 1:] & ~mask_BT[:, :-1]).any()):
-        raise ValueError("padding must be on the right of each row (mask 1 ... 1 0 ... 0); shift the rows left")
-    return mask_BT.sum(1).tolist()
-
-
-def restart(segments_BT: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """Positions that start at 0 with every segment of a packed row."""
-    steps_BT = torch.arange(segments_BT.shape[1], device=segments_BT.device).expand_as(segments_BT)
-    fresh_BT = F.pad(segments_BT[:, 1:] != segments_BT[:, :-1], (1, 0), value=True)
-    return steps_BT - torch.where(fresh_BT, steps_BT, 0).cummax(1).values

@@ -6,23 +6,19 @@
 B rows · T tokens · D width of the language model · N clips, in the row-major order of their <audio_start> · P patches
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gamut.io.folders import save_folder
-from gamut.io.keys import step_audio_2 as keys
+from gamut.io.meta import meta
 from gamut.io.pretrained import Plain, Pretrained
-from gamut.losses.next_token import next_token_from_hidden
 from gamut.models.audio_encoder import AudioEncoder, AudioEncoderConfig
-from gamut.models.lm import LM, LMConfig
+from gamut.models.decoder import Decoder, LMConfig
 from gamut.nn.cache import Cache
-from gamut.nn.meta import meta
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Omni(Pretrained, nn.Module):
         c = self.config = config
         self.encoder = AudioEncoder(c.audio)
         self.adapter = Adaptor(c.audio.width, c.adaptor_hidden, c.lm.width, c.adaptor_kernel, c.adaptor_stride)
-        self.lm = LM(c.lm)
+        self.lm = Decoder(c.lm)
 
     def features(
         self, mels_NMF: Float[Tensor, "N M F"], lens_N: Int[Tensor, " N"]
@@ -146,48 +142,3 @@ class Omni(Pretrained, nn.Module):
     ) -> Float[Tensor, "B T V"]:
         """Logits of every position; mask_BT is 1 for tokens, 0 for right padding."""
         return self.lm(embeds_BTD=self.embed(ids_BT, mels_NMF, lens_N), mask_BT=mask_BT, cache=cache)
-
-    def loss(
-        self,
-        ids_BT: Int[Tensor, "B T"],
-        target_BT: Bool[Tensor, "B T"] | Int[Tensor, "B T"],
-        mels_NMF: Float[Tensor, "N M F"] | None = None,
-        lens_N: Int[Tensor, " N"] | None = None,
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Mean cross entropy of the ids that ``target_BT`` marks (the answers), rows padded on the right.
-
-        Logits are made only there; padding needs no mask of its own, since attention is causal and it is never marked.
-        Raises:
-            ValueError: nothing is marked, and as ``embed``.
-        """
-        x_BTD = self.lm.hidden(embeds_BTD=self.embed(ids_BT, mels_NMF, lens_N))
-        return next_token_from_hidden(x_BTD, self.lm.head.weight, ids_BT, target_BT)
-
-    @classmethod
-    def released(
-        cls, stored: dict, tensors: dict[str, Tensor], path: str | Path
-    ) -> tuple[OmniConfig, dict[str, Tensor]]:
-        """Of a released Step-Audio 2 (mini, mini-Base, mini-Think). Raises ValueError: another family."""
-        config = OmniConfig.from_dict(keys.config_from_official(stored))
-        return config, keys.to_ours(tensors, asdict(config))
-
-    def save_pretrained(
-        self,
-        path: str | Path,
-        card: str = "",
-        files: Mapping[str, str | bytes | Path] | None = None,
-        *,
-        layout: str = "gamut",
-    ) -> Path:
-        """A checkpoint folder that ``from_pretrained`` reads: ours, or (``layout="official"``) the released names.
-
-        Raises:
-            ValueError: another layout, or a config that the released code cannot build.
-        """
-        if layout == "gamut":
-            return super().save_pretrained(path, card, files)
-        if layout != "official":
-            raise ValueError(f"layout must be 'gamut' or 'official', got {layout!r}")
-        values = asdict(self.config)
-        config, tensors = keys.config_to_official(values), keys.to_official(self.state_dict(), values)
-        return save_folder(path, tensors, config, card=card, files=files)

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gamut.io.meta import meta
 from gamut.nn.linear import Linear, linear
-from gamut.nn.meta import meta
 
 DECODER = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.gate", "mlp.up", "mlp.down")
 
