@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gamut.data.load import Batches
+from gamut.io import learners
 from gamut.io.runs import Run
 from gamut.io.state import saved
 from gamut.train import dist
@@ -96,7 +97,7 @@ def outcome(result):
     tensors = {
         f"{file}/{n}": t.clone()
         for x in result.learners
-        for f in [x.tensors()]
+        for f in [learners.pack(x)]
         for file in f
         for n, t in f[file].items()
     }
@@ -118,7 +119,7 @@ def worker(folder):
     result = regress(dist.shard(Net(), methods=["hidden"]), steps=3, run=Run.open(folder / "shards"))
     notes = {"stats": result.stats}
     model = dist.shard(Net(), methods=["hidden"])
-    assert torch.equal(dist.full(model.blocks[1][1].weight), Net().blocks[1][1].weight)
+    assert torch.equal(learners.whole(model.blocks[1][1].weight), Net().blocks[1][1].weight)
     assert len(model.blocks[1][1].weight.to_local()) in (3, 4)  # 7 rows, shared out
     notes["hidden"] = (model.hidden(make(0)[0]).sum() - Net().hidden(make(0)[0]).sum()).abs().item()
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gamut.data.load import Batches
+from gamut.io.learners import pack
 from gamut.io.runs import Run
 from gamut.io.state import reseed, saved
 from gamut.train.loop import Fit, Interrupted, NotFiniteError, Quiet, View, fit, update
@@ -57,7 +58,7 @@ def adversaries():
 
 def equal(a, b):
     """Whether two fits ended with the same bits: weights, buffers, moments, averages."""
-    mine, yours = ({k: v for x in f.learners for k, v in x.tensors().items()} for f in (a, b))
+    mine, yours = ({k: v for x in f.learners for k, v in pack(x).items()} for f in (a, b))
     return mine.keys() == yours.keys() and all(
         mine[file].keys() == yours[file].keys() and all(torch.equal(mine[file][n], yours[file][n]) for n in mine[file])
         for file in mine

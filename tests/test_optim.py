@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from gamut.io.learners import pack, unpack
 from gamut.train.optim import Group, Learner, Optim, Phase
 
 
@@ -87,7 +88,7 @@ def test_tied_weights_are_averaged_under_both_names():
     learner = Learner.all(model, Optim(ema=0.9))[0]
     model(torch.arange(5)).sum().backward()
     learner.apply(0.1)
-    files = learner.tensors()
+    files = pack(learner)
     assert torch.equal(files["model.ema"]["head.weight"], files["model.ema"]["embed.weight"])
     assert not torch.equal(files["model.ema"]["embed.weight"], files["model"]["embed.weight"])
     assert files["model.ema"].keys() == files["model"].keys() == model.state_dict().keys()
@@ -141,10 +142,10 @@ def test_modules_that_share_a_weight_update_it_once():
     assert list(learner.params) == ["a.weight"]
     a.weight.grad = torch.ones(3, 3)
     learner.apply(0.1)
-    files = learner.tensors()
+    files = pack(learner)
     assert files["both.a.ema"].keys() == files["both.b.ema"].keys() == {"weight"}
     assert torch.equal(files["both.a.ema"]["weight"], files["both.b.ema"]["weight"])
     with pytest.raises(
         ValueError, match=r"'here/both.a.safetensors' does not fit what is trained here: 1 missing: weight"
     ):
-        learner.load({}, Path("here"))
+        unpack(learner, {}, Path("here"))

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+
+from gamut.io.learners import whole
 
 BUCKET = 1 << 23  # elements that are added up in one message
 
@@ -122,26 +124,13 @@ def clip_gradients(params: Iterable[nn.Parameter], limit: float) -> Tensor:
     with_grad = [p for p in params if p.grad is not None]
     kinds = [[p for p in with_grad if isinstance(p, DTensor) is sharded] for sharded in (False, True)]
     norms = [
-        full(torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds if kind
+        whole(torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds if kind
     ]
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm() if norms else torch.zeros(())
     if limit != float("inf"):
         for kind in filter(None, kinds):
             torch.nn.utils.clip_grads_with_norm_(kind, limit, norm)
     return norm
-
-
-def full(tensor: Tensor) -> Tensor:
-    """The whole tensor of a sharded one, on every rank."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def fill(target: Tensor, whole: Tensor) -> None:
-    """Copy a whole tensor into ``target``, this rank's part of it where that is sharded."""
-    with torch.no_grad():
-        if isinstance(target, DTensor):
-            whole = distribute_tensor(whole.to(target.device), target.device_mesh, target.placements)
-        target.copy_(whole)
 
 
 @contextmanager

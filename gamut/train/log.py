@@ -42,7 +42,7 @@ PARTS = {
     "decode": "cyan", "evaluate": "bright_cyan", "save": "bright_yellow", "wait": "red",
 }  # fmt: skip
 RATES = {"audio_s_per_second": "s of audio/s", "tokens_per_second": "tokens/s"}
-COUNTS = ("tokens", "audio_s")
+COUNTS = ("tokens", "audio_s")  # add up over micro-batches; every other number is averaged
 
 
 def meaning(name: str) -> tuple[str, str] | None:
@@ -188,6 +188,18 @@ class View:
             if spent / total >= 0.005:
                 legend.append(f" {part} {100 * spent / total:.0f}%", style=colour)
         return bar + legend
+
+
+class Quiet(View):
+    """A view that shows nothing: for tests, and for ranks other than 0."""
+
+    def start(self, stage: str, steps: int, done: int = 0) -> None: ...
+
+    def step(self, step: int, stats: Mapping[str, Any], seconds: Mapping[str, float]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def end(self) -> None: ...
 
 
 def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:

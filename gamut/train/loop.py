@@ -22,15 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from gamut.data.load import Stream, move
+from gamut.io.learners import pack, unpack
 from gamut.io.runs import Run
 from gamut.io.state import load_state, own_dice, reseed, save_state, state_path
-from gamut.train import dist, log
+from gamut.train import dist
+from gamut.train.log import COUNTS, Quiet, View
 from gamut.train.optim import Learner, Optim, Phase
-from gamut.train.scope import Clock, Quiet, View, mode, precision, recompute, stop_signals
+from gamut.train.scope import Clock, mode, precision, recompute, stop_signals
 
 Stats = dict[str, float]
 Step = Callable[[Any, str], tuple[Tensor, Mapping[str, Any]]]
-COUNTS = ("tokens", "audio_s")  # stats that add up over micro-batches; every other one is averaged
 
 
 @dataclass
@@ -173,7 +174,7 @@ def fit(
             f"steps must be 1 or more, and accumulate a multiple of the {dist.world()} processes that share it; "
             f"got steps={steps}, accumulate={accumulate}. Make the micro-batches smaller and accumulate more of them"
         )
-    done, view = Fit(Learner.all(phases, optim)), Quiet() if dist.rank() else view or log.View()
+    done, view = Fit(Learner.all(phases, optim)), Quiet() if dist.rank() else view or View()
     share, cast = accumulate // dist.world(), precision(done.learners[0].device, dtype)
     job = _Job(step, data, steps, run, stage, seed, share, cast, evaluate, evaluate_every, save_every, keep, view)
     if _restore(done, job) and done.steps >= steps:
@@ -270,7 +271,7 @@ def _save(done: Fit, job: _Job, position: dict) -> str:
     """Save where there is a run; returns what to tell the user. The next step starts with the data at ``position``."""
     if job.run is None:
         return "nothing is saved, for fit was given no run"
-    tensors = {file: named for learner in done.learners for file, named in learner.tensors().items()}
+    tensors = {file: named for learner in done.learners for file, named in pack(learner).items()}
     tensors["loss.history"] = {"loss": torch.tensor(done.loss, dtype=torch.float64)}
     meta = {"data": position, "seed": job.seed, "phase": done.phase, "stats": done.stats, "seconds": done.seconds}
     meta["updates"] = {learner.name: learner.updates for learner in done.learners}
@@ -296,7 +297,7 @@ def _restore(done: Fit, job: _Job) -> bool:
     if meta["seed"] != job.seed:
         raise ValueError(f"'{state.path}' has seed {meta['seed']}, this run {job.seed}; resume with the same seed")
     for learner in done.learners:
-        learner.load(state.tensors, state.path)
+        unpack(learner, state.tensors, state.path)
         learner.updates = meta["updates"][learner.name]
     job.data.load_state_dict(meta["data"])
     done.steps, done.phase, done.stats, done.seconds = state.step, meta["phase"], meta["stats"], meta["seconds"]

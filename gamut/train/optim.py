@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from gamut.io.learners import join
 from gamut.train import dist
 
 
@@ -81,7 +80,7 @@ class Phase:
 
 
 class Learner:
-    """A phase at work: its trainable parameters by name, AdamW, the running average, and how to save all that.
+    """A phase at work: its trainable parameters by name, AdamW, the running average; io/learners.py saves all that.
 
     ``Learner.all(phases)`` makes those of a run, each knowing which parameters belong to the others.
     """
@@ -193,62 +192,6 @@ class Learner:
             with torch.no_grad():
                 for name, value in live.items():
                     self.params[name].copy_(value)
-
-    def _targets(self) -> dict[str, dict[str, Tensor]]:
-        """Weights and moments where they live, by file and name."""
-        files = {join(self.name, key): module.state_dict() for key, module in self.modules.items()}
-        moments = [(name, self.adam.state.get(p, {})) for name, p in self.params.items()]
-        return files | {f"{self.name}.optim": {f"{kind}.{n}": t for n, state in moments for kind, t in state.items()}}
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds of this phase, by file and name, whole and on the CPU (only rank 0 gets it)."""
-
-        def whole(named: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
-            pairs = [(name, dist.full(tensor.detach())) for name, tensor in named.items()]  # every rank takes part
-            return {} if dist.rank() else {name: tensor.cpu() for name, tensor in pairs}
-
-        files = {file: whole(named) for file, named in self._targets().items()}
-        averages = whole({id(self.params[name]): value for name, value in self.average.items()})
-        for key, module in self.modules.items() if averages else ():  # a file that loads alone, tied names included
-            named = {n: averages.get(id(p)) for n, p in module.named_parameters(remove_duplicate=False)}
-            file = join(self.name, key)
-            files[f"{file}.ema"] = files[file] | {n: value for n, value in named.items() if value is not None}
-        return files
-
-    def load(self, tensors: Mapping[str, Mapping[str, Tensor]], where: Path) -> None:
-        """Put back what `tensors` gave.
-
-        Raises:
-            ValueError: a file or tensor is missing, unexpected or has another shape.
-        """
-        for name in {n.split(".", 1)[1] for n in tensors.get(f"{self.name}.optim", {})} & set(self.params):
-            p = self.params[name]
-            self.adam.state[p] = {
-                "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                "exp_avg": torch.zeros_like(p),
-                "exp_avg_sq": torch.zeros_like(p),
-            }
-        pairs = {file: (named, tensors.get(file, {})) for file, named in self._targets().items()}
-        for key, module in self.modules.items() if self.average else ():
-            file = f"{join(self.name, key)}.ema"
-            kept = {n: self.average[join(key, n)] for n, _ in module.named_parameters() if join(key, n) in self.average}
-            pairs[file] = kept, {n: t for n, t in tensors.get(file, {}).items() if n in kept}
-        for file, (named, found) in pairs.items():
-            _fit_together(named, found, f"{where}/{file}.safetensors")
-            for name, target in named.items():
-                dist.fill(target, found[name])
-
-
-def join(key: str, name: str) -> str:
-    return f"{key}.{name}" if key and name else key or name
-
-
-def _fit_together(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
-    shapes = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
-    kinds = {"missing": wanted.keys() - found.keys(), "unexpected": found.keys() - wanted.keys(), "mis-shaped": shapes}
-    text = "; ".join(f"{len(n)} {kind}: {', '.join(sorted(n)[:8])}" for kind, n in kinds.items() if n)
-    if text:
-        raise ValueError(f"'{where}' does not fit what is trained here: {text}. Resume with the configuration it had")
 
 
 def _groups(

@@ -1,37 +1,15 @@
-"""What surrounds the training loop: who watches, the clock, and states that are put back however a stage ends."""
+"""What surrounds the training loop: the clock, and states that are put back however a stage ends."""
 
 import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
-
-
-@runtime_checkable
-class View(Protocol):
-    """What `fit` shows while it runs; `gamut.train.log.View` is the usual one, `Quiet` shows nothing."""
-
-    def start(self, stage: str, steps: int, done: int = 0) -> None:
-        """A stage begins; ``done`` of its steps were made before."""
-
-    def step(self, step: int, stats: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
-        """A step was made: its logged numbers (loss, lr, grad_norm, tokens, eval/..., ``<phase>/loss`` where there are
-        several) and seconds by part: data, forward, backward, optimiser, evaluate, save, wait (for device or ranks)."""
-
-    def note(self, text: str) -> None:
-        """A sentence for whoever watches."""
-
-    def end(self) -> None:
-        """The stage is over, finished or not."""
-
-
-class Quiet(View):
-    """A view that shows nothing: for tests, and for ranks other than 0."""
 
 
 class Clock(dict[str, float]):
