@@ -2,21 +2,21 @@
 
     mel (100 a second) -> two convolutions (50) -> + positions -> transformer -> pooling (25) -> norm
 
-N clips · M mel channels · F mel frames · T encoder steps · D width · H heads · C channels per head
+N clips · M mel channels · F mel frames · T encoder steps · D width
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gamut.io.keys import step_audio_2 as keys
 from gamut.io.meta import meta
 from gamut.io.pretrained import Plain, Pretrained
+from gamut.nn.encoder import Block, sinusoids
 
 EDGES = ("open", "parity", "closed")
 
@@ -44,47 +44,6 @@ class AudioEncoderConfig(Plain):
                              f"got width={self.width}, heads={self.heads}, pool={self.pool}")
 
 
-class SelfAttention(nn.Module):
-    """Every step sees every step that counts. The key has no bias: softmax would cancel it."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.q, self.k = nn.Linear(width, width), nn.Linear(width, width, bias=False)
-        self.v, self.out = nn.Linear(width, width), nn.Linear(width, width)
-
-    def forward(
-        self, x_NTD: Float[Tensor, "N T D"], seen_NT: Bool[Tensor, "N T"] | None
-    ) -> Float[Tensor, "N T D"]:
-        q, k, v = (part(x_NTD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
-        mask = None if seen_NT is None else seen_NT[:, None, None, :]
-        y_NHTC = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(y_NHTC.transpose(1, 2).flatten(2))
-
-
-class MLP(nn.Module):
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return self.down(F.gelu(self.up(x)))
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
-
-    def __init__(self, config: AudioEncoderConfig):
-        super().__init__()
-        c = config
-        self.norm1, self.attn = nn.LayerNorm(c.width, c.norm_eps), SelfAttention(c.width, c.heads)
-        self.norm2, self.mlp = nn.LayerNorm(c.width, c.norm_eps), MLP(c.width, c.ffn)
-
-    def forward(self, x_NTD: Float[Tensor, "N T D"], seen_NT: Bool[Tensor, "N T"] | None) -> Float[Tensor, "N T D"]:
-        x_NTD = x_NTD + self.attn(self.norm1(x_NTD), seen_NT)
-        return x_NTD + self.mlp(self.norm2(x_NTD))
-
-
 class AudioEncoder(Pretrained, nn.Module):
     """Log-mels to one vector per 40 ms (per 20 ms without pooling).
 
@@ -106,7 +65,7 @@ class AudioEncoder(Pretrained, nn.Module):
         self.positions = nn.Parameter(torch.empty(c.positions, c.width), requires_grad=False)
         if not self.positions.is_meta:
             self.positions.data.copy_(sinusoids(c.positions, c.width))
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self.blocks = nn.ModuleList(Block(c.width, c.heads, c.ffn, c.norm_eps) for _ in range(c.layers))
         self.norm = nn.LayerNorm(c.width, c.norm_eps)
 
     def lengths(self, lens_N: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
@@ -168,12 +127,3 @@ class AudioEncoder(Pretrained, nn.Module):
     ) -> tuple[AudioEncoderConfig, dict[str, Tensor]]:
         """The encoder out of a Hugging Face Whisper or Qwen2-Audio folder. Raises ValueError: another model_type."""
         return AudioEncoderConfig.from_dict(keys.encoder_config_from_official(stored)), keys.encoder_to_ours(tensors)
-
-
-def sinusoids(length: int, width: int) -> Float[Tensor, "T D"]:
-    """Whisper's fixed positions: sines in the first half of the channels, cosines in the second, periods of 2π to
-    2π · 10⁴ steps."""
-    half = width // 2
-    rate_C = torch.exp(-torch.arange(half) * (math.log(1e4) / max(1, half - 1)))
-    angle_TC = torch.arange(length)[:, None] * rate_C
-    return torch.cat([angle_TC.sin(), angle_TC.cos()], 1)
