@@ -21,6 +21,7 @@ from safetensors.torch import save
 
 from gamut.evals.fixtures import Fixture, Ours, Row, compare
 from gamut.evals.parity_audio import run_encoder, run_frontends, run_step_audio_2
+from gamut.evals.parity_flow import run_flow, run_flow_v1
 from gamut.evals.parity_lm import run_qwen, run_step1
 from gamut.evals.parity_text import run_ta4, run_tool_calls
 from gamut.evals.parity_tokenizers import run_s3
@@ -60,11 +61,13 @@ FAMILIES = {
     ),
     "s3_tokenizer_v2": Family(run_s3, looks=lambda c: "n_audio_layer" in c and "n_codebook_size" not in c),
     "s3_tokenizer_v1": Family(run_s3, looks=lambda c: "n_audio_layer" in c and "n_codebook_size" in c),
+    "step_audio_2_flow": Family(run_flow, looks=lambda c: {"chunk_tokens", "estimator"} <= set(c)),
+    "step_audio_flow": Family(run_flow_v1, looks=lambda c: {"input_frame_rate", "estimator"} <= set(c)),
     "step_audio_2_ta4": Family(run_ta4, looks=lambda c: {"build", "tokenizer"} <= set(c)),
     "step_audio_2_tool_calls": Family(run_tool_calls, looks=lambda c: {"complete", "stream_chunked"} <= set(c)),
 }
 NOT_BUILT = (
-    "step_audio_2_flow", "hift_24k", "hift_24k_stream", "step_audio_flow", "hift_22k",
+    "hift_24k", "hift_24k_stream", "hift_22k",
     "sanm_linguistic_tokenizer", "step_video_t2v_dit", "step_video_ti2v_dit", "step_video_vae",
     "step1x_3d_vae", "step1x_3d_vae_uniform", "step1x_3d_dit", "step1x_3d_dit_label", "step1x_3d_dit_proj",
     "step1x_3d_sampling", "step1x_3d_label", "step1x_3d_volume", "step1x_3d_mv_attention", "step1x_3d_t2i_adapter",

@@ -1,0 +1,154 @@
+"""Step-Audio 2's flow piece by piece: each piece of tokens becomes mel frames once, within all that came before it.
+
+B streams of a call, one a row · N tokens · T mel frames · M mel bins
+A piece sees itself and the past, so the result is not the offline one; it depends on where the pieces end, never on
+how a caller slices its calls (``FlowStream`` cuts the pieces). Source: fact sheet step_audio_2 §6.3; fixture
+step_audio_2_flow.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gamut.codecs.flow import Flow, Voice, start
+from gamut.nn.conformer import EncoderPast
+from gamut.nn.conv_dit import Past
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a stream is computed.
+
+    ``newest`` decides what the estimator remembers of a long stream, beside ``keep`` frames. False, as released: new
+    keys lie in front of old ones and the cut takes as many frames as the prompt has from the front, so what stays is
+    the prompt, what directly followed it, and a little of the newest piece; the noise begins where memory ends, so
+    later pieces share one. True (ours): the prompt and the newest frames, and noise that runs on.
+    """
+
+    steps: int
+    guidance: float
+    keep: int  # frames
+    newest: bool = False
+
+    @classmethod
+    def of(cls, flow: Flow, *, steps: int | None = None, newest: bool = False) -> "Rules":
+        """Those of the flow's config. Raises ValueError for fewer than one step."""
+        c = flow.config
+        if steps is not None and steps < 1:
+            raise ValueError(f"a solver needs at least 1 step, got {steps}; Step-Audio 2 takes 10")
+        return cls(c.steps if steps is None else steps, c.guidance, c.keep, newest)
+
+
+@dataclass
+class FlowState:
+    """All that one stream has behind it; ``copy.deepcopy`` forks it, after a voice has been read say."""
+
+    rules: Rules
+    speaker_1M: Tensor
+    encoder: EncoderPast
+    solver: list[Past]  # one for each step
+    prompt: int = 0  # frames
+    frames: int = 0  # so far, the prompt's among them
+
+
+@torch.no_grad()
+def begin(flow: Flow, voice: Voice, rules: Rules, noise_MT: Float[Tensor, "M _"] | None = None) -> FlowState:
+    """A stream that has read the voice's prompt. What the prompt's last tokens look ahead to is the prompt's own
+    beginning, as released: what follows is not known yet."""
+    c, like = flow.config, flow.project.weight
+    speaker_1M = flow.spoken_by(voice.speaker_S[None].to(like))
+    solver = [Past(flow.estimator, 2) for _ in range(rules.steps)]
+    state = FlowState(rules, speaker_1M, EncoderPast(flow.encoder), solver)
+    if len(voice.ids_N):
+        ids_N = torch.cat([voice.ids_N, voice.ids_N.repeat(c.ahead)[: c.ahead]]).to(like.device)
+        prompt_1TM = ((voice.mel_MT.T - c.mean) / c.std)[None].to(like)
+        _piece(flow, [state], ids_N[None], False, prompt_1TM, noise_MT)
+        state.prompt = state.frames
+    return state
+
+
+@torch.no_grad()
+def advance(
+    flow: Flow, states: Sequence[FlowState], ids_BN: Int[Tensor, "B N"], last: bool,
+    noise_MT: Float[Tensor, "M _"] | None = None,
+) -> Float[Tensor, "B M T"]:
+    """The next piece of streams, one a row; their pasts may differ in length.
+
+    Args:
+        ids_BN: the piece and, unless it is the ``last``, ``config.ahead`` more tokens that are only looked at.
+    Returns:
+        ``factor`` mel frames per token of the piece.
+    Raises:
+        ValueError: streams with different rules, or a piece of no token.
+    """
+    c = flow.config
+    if len({state.rules for state in states}) != 1 or len(states) != len(ids_BN):
+        raise ValueError(f"rows of one call must be one stream each, all with the same rules; got {len(ids_BN)} rows "
+                         f"and {len(states)} streams with {len({s.rules for s in states})} rules")
+    new = ids_BN.shape[1] - (0 if last else c.ahead)
+    if new < 1:
+        raise ValueError(f"a piece needs at least 1 token, and {c.ahead} more unless it is the last; got "
+                         f"{ids_BN.shape[1]} (last: {last})")
+    prompt_BTM = flow.project.weight.new_zeros(len(states), new * c.factor, c.mels)
+    x_BTM = _piece(flow, states, ids_BN.to(prompt_BTM.device), last, prompt_BTM, noise_MT)
+    for state in states:
+        for past in state.solver:
+            past.cut(*((state.rules.keep, state.prompt) if state.rules.newest else (state.prompt, state.rules.keep)))
+    return x_BTM.transpose(1, 2) * c.std + c.mean
+
+
+def _piece(flow: Flow, states: Sequence[FlowState], ids_BN: Tensor, last: bool, prompt_BTM: Tensor,
+           noise_MT: Tensor | None) -> Tensor:  # fmt: skip
+    (rules, *_), frames = [state.rules for state in states], prompt_BTM.shape[1]
+    mu_BTM = flow.project(flow.encoder.advance(flow.embedded(ids_BN), [state.encoder for state in states], last))
+    at = [state.frames if rules.newest else state.solver[0].length for state in states]
+    x_BTM = torch.stack([start(noise_MT, mu_BTM.shape[-1], first, frames).T for first in at]).to(mu_BTM)
+    conditions = mu_BTM, torch.cat([state.speaker_1M for state in states]), prompt_BTM
+    pasts = list(zip(*(state.solver for state in states), strict=True))
+    x_BTM = flow.solve(x_BTM, conditions, pasts=pasts, steps=rules.steps, guidance=rules.guidance)
+    for state in states:
+        state.frames += frames
+    return x_BTM
+
+
+class FlowStream:
+    """Rows of streams that take tokens as they come and give mel frames ``chunk`` tokens at a time.
+
+    A piece leaves when its ``chunk`` tokens and the ``ahead`` tokens after them are there; ``flush`` gives the rest as
+    one piece. Frames add up to ``factor`` times the tokens.
+    """
+
+    def __init__(
+        self, flow: Flow, states: Sequence[FlowState], chunk: int | None = None,
+        noise_MT: Float[Tensor, "M _"] | None = None,
+    ):
+        self.flow, self.states, self.noise_MT = flow, list(states), noise_MT
+        self.chunk = flow.config.chunk if chunk is None else chunk
+        if self.chunk < 1 or not states:
+            raise ValueError(f"a stream needs a chunk of at least 1 token, and a row; got {self.chunk}, {len(states)}")
+        self.ids_BN = torch.zeros(len(states), 0, dtype=torch.long)
+
+    def decode(self, ids_BN: Int[Tensor, "B N"]) -> Float[Tensor, "B M T"]:
+        """Take more tokens, return the frames that are ready (often none)."""
+        self.ids_BN, ready = torch.cat([self.ids_BN, ids_BN.cpu()], 1), []
+        while self.ids_BN.shape[1] >= self.chunk + self.flow.config.ahead:
+            ready.append(self._next(self.chunk + self.flow.config.ahead, False))
+            self.ids_BN = self.ids_BN[:, self.chunk :]
+        return self._joined(ready)
+
+    def flush(self) -> Float[Tensor, "B M T"]:
+        """The frames of the tokens still held back: fewer than ``chunk`` + ``ahead``, or none."""
+        rest, self.ids_BN = self.ids_BN.shape[1], self.ids_BN
+        ready = [self._next(rest, True)] if rest else []
+        self.ids_BN = self.ids_BN[:, rest:]
+        return self._joined(ready)
+
+    def _next(self, count: int, last: bool) -> Tensor:
+        return advance(self.flow, self.states, self.ids_BN[:, :count], last, self.noise_MT)
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        weight = self.flow.project.weight
+        return torch.cat(parts, 2) if parts else weight.new_zeros(len(self.states), self.flow.config.mels, 0)
