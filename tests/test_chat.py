@@ -6,10 +6,10 @@ from toys import TA4 as GOLDEN
 from toys import ToyTokenizer
 
 from gamut.codecs import chat
-from gamut.codecs.answer import remember
+from gamut.codecs.answer import is_ta4_prompt, remember
 from gamut.codecs.chat import encode_chat, encode_turns, render
 from gamut.codecs.text import Tokenizer
-from gamut.codecs.weave import Marks, build_ta4, is_ta4_prompt
+from gamut.codecs.weave import Marks, build_ta4
 
 TOY = ToyTokenizer()
 MARKS = Marks.of(TOY)

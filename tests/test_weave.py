@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from toys import TA4 as GOLDEN
 from toys import ToyTokenizer
 
-from gamut.codecs.answer import WeaveParser, Woven, parse_ta4
+from gamut.codecs.answer import WeaveParser, Woven, is_ta4_prompt, parse_ta4
 from gamut.codecs.text import Tokenizer
-from gamut.codecs.weave import Marks, Weave, build_ta4, is_ta4_prompt
+from gamut.codecs.weave import Marks, Weave, build_ta4
 
 MARKS = Marks.of(ToyTokenizer())
 TEXTS = st.lists(st.integers(0, 0xD7FF), max_size=40)

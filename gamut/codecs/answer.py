@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gamut.codecs.chat import ANSWER_TEXT, AUDIO_END, AUDIO_PATCH, AUDIO_START, EOT, TTS_START, without_thinking
+from gamut.codecs.text import Tokenizer
 from gamut.codecs.weave import Marks, Vocabulary
+from gamut.io.tokenizer import library
 
 
 class Woven(NamedTuple):
@@ -45,6 +47,11 @@ class WeaveParser:
         return woven
 
 
+def is_ta4_prompt(ids: Sequence[int], marks: Marks) -> bool:
+    """Whether the answer to this prompt begins inside a spoken section."""
+    return bool(ids) and ids[-1] == marks.start
+
+
 def parse_ta4(ids: Sequence[int], is_ta4: bool, marks: Marks) -> Woven:
     """A whole answer taken apart; ``ids`` are what followed the prompt, so the section is open when ``is_ta4``."""
     return WeaveParser(marks, is_ta4).push(ids)
@@ -67,3 +74,22 @@ def remember(ids: Sequence[int], tokenizer: Vocabulary, prefill: str = ANSWER_TE
         cut = ids.index(start) if start in ids else len(ids)
         text, ids = without_thinking(text + tokenizer.decode(ids[:cut])), ids[cut:]
     return {"role": "assistant", "content": [{"type": "text", "text": text}, {"type": "token", "token": ids}]}
+
+
+class TextStream:
+    """Incremental decoding: a character whose bytes span several tokens is emitted once it is whole."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer, self.ids, self.sent = tokenizer, [], 0
+        self.inner = library().decoders.DecodeStream(skip_special_tokens=False)
+
+    def push(self, id: int) -> str:
+        """The text that ``id`` completes, perhaps none."""
+        self.ids.append(id)
+        text = self.inner.step(self.tokenizer.inner, id) or ""
+        self.sent += len(text)
+        return text
+
+    def end(self) -> str:
+        """What is left; then all pieces joined equal ``decode`` of all ids (bytes never completed show as U+FFFD)."""
+        return self.tokenizer.decode(self.ids)[self.sent :]

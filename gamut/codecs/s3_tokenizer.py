@@ -24,6 +24,7 @@ from gamut.codecs.mel import WHISPER_HOP, whisper_mel
 from gamut.io.keys import s3_tokenizer as keys
 from gamut.io.pretrained import Plain, Pretrained
 from gamut.nn.encoder import Block, sinusoids
+from gamut.nn.fsmn import Memory
 from gamut.nn.quantise import FSQ, VQ
 from gamut.nn.rope import Angles
 
@@ -69,9 +70,9 @@ class S3Tokenizer(Pretrained, nn.Module):
         c = self.config = config
         self.conv1 = nn.Conv1d(c.mels, c.width, 3, stride=c.stride // 2, padding=1)
         self.conv2 = nn.Conv1d(c.width, c.width, 3, stride=2, padding=1)
-        self.blocks = nn.ModuleList(
-            Block(c.width, c.heads, c.ffn, (c.norm_eps[0], c.norm_eps[1]), c.memory if c.version == 2 else 0)
-            for _ in range(c.layers))
+        memories = [Memory(c.width, c.memory) if c.version == 2 else None for _ in range(c.layers)]
+        eps = (c.norm_eps[0], c.norm_eps[1])
+        self.blocks = nn.ModuleList(Block(c.width, c.heads, c.ffn, eps, memory) for memory in memories)
         if c.version == 1:
             self.positions = nn.Parameter(sinusoids(c.positions, c.width), requires_grad=False)
             self.codes = VQ(c.codebook, c.width)

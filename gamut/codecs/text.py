@@ -85,10 +85,6 @@ class Tokenizer:
         """Text of ``ids``, special strings included; ids that name no token (padding rows) give nothing."""
         return self.inner.decode(list(ids), skip_special_tokens=False)
 
-    def stream(self) -> "TextStream":
-        """A decoder that takes ids one at a time."""
-        return TextStream(self)
-
     def id(self, token: str) -> int:
         """The id of one token given as its string, e.g. ``<audio_start>``.
 
@@ -109,22 +105,3 @@ class Tokenizer:
         """Write the tokenizer's files into a folder."""
         for name, text in self.files().items():
             atomic_write(Path(path) / name, text)
-
-
-class TextStream:
-    """Incremental decoding: a character whose bytes span several tokens is emitted once it is whole."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer, self.ids, self.sent = tokenizer, [], 0
-        self.inner = library().decoders.DecodeStream(skip_special_tokens=False)
-
-    def push(self, id: int) -> str:
-        """The text that ``id`` completes, perhaps none."""
-        self.ids.append(id)
-        text = self.inner.step(self.tokenizer.inner, id) or ""
-        self.sent += len(text)
-        return text
-
-    def end(self) -> str:
-        """What is left; then all pieces joined equal ``decode`` of all ids (bytes never completed show as U+FFFD)."""
-        return self.tokenizer.decode(self.ids)[self.sent :]

@@ -123,8 +123,3 @@ def build_ta4(
 ) -> list[int]:
     """``TA4.build``: one text id, four audio ids, in turn."""
     return TA4.build(text_ids, audio_ids, marks, padding=padding)
-
-
-def is_ta4_prompt(ids: Sequence[int], marks: Marks) -> bool:
-    """Whether the answer to this prompt begins inside a spoken section."""
-    return bool(ids) and ids[-1] == marks.start

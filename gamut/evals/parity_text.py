@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gamut.codecs.answer import WeaveParser, parse_ta4
+from gamut.codecs.answer import WeaveParser, is_ta4_prompt, parse_ta4
 from gamut.codecs.chat import encode_chat, render
 from gamut.codecs.toolcall import ToolCallParser, aggregate, parse_tool_calls
-from gamut.codecs.weave import Marks, build_ta4, is_ta4_prompt
+from gamut.codecs.weave import Marks, build_ta4
 from gamut.evals.fixtures import Fixture
 
 Case = dict[str, Any]

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gamut.codecs.answer import WeaveParser, remember
+from gamut.codecs.answer import TextStream, WeaveParser, remember
 from gamut.codecs.chat import ANSWER_TEXT, EOT, TTS_START, encode_chat
 from gamut.codecs.text import Tokenizer
 from gamut.codecs.toolcall import ToolCall, ToolCallParser
@@ -84,7 +84,7 @@ class _Turn:
     def __init__(self, tokenizer: Tokenizer, marks: Marks | None, spoken: bool, voice: Any, reads_calls: bool):
         self.marks, self.voice = marks, voice
         self.weave = WeaveParser(marks, spoken, reopen=True) if marks else None
-        self.said, self.written = tokenizer.stream(), tokenizer.stream()
+        self.said, self.written = TextStream(tokenizer), TextStream(tokenizer)
         self.calls = ToolCallParser() if reads_calls else None
 
     def push(self, id: int) -> Iterator[Event]:

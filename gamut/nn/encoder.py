@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from gamut.nn.fsmn import Memory
 from gamut.nn.rope import rotate
 
 Turn = tuple[Tensor, Tensor]  # cosines and sines of nn/rope.py
@@ -21,15 +20,15 @@ class SelfAttention(nn.Module):
     """Full attention; the key has no bias: softmax would cancel it.
 
     Args:
-        memory: taps of a memory over the values that is added to the output (0: none).
+        memory: over the values and ``seen_NT``, added to the output; ``nn.fsmn.Memory`` is one.
     """
 
-    def __init__(self, width: int, heads: int, memory: int = 0):
+    def __init__(self, width: int, heads: int, memory: nn.Module | None = None):
         super().__init__()
         self.heads = heads
         self.q, self.k = nn.Linear(width, width), nn.Linear(width, width, bias=False)
         self.v, self.out = nn.Linear(width, width), nn.Linear(width, width)
-        self.memory = Memory(width, memory) if memory else None
+        self.memory = memory
 
     def forward(
         self, x_NTD: Float[Tensor, "N T D"], seen_NT: Bool[Tensor, "N T"] | None = None, turn: Turn | None = None
@@ -59,7 +58,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x))."""
 
-    def __init__(self, width: int, heads: int, ffn: int, eps: float | tuple[float, float] = 1e-5, memory: int = 0):
+    def __init__(
+        self, width: int, heads: int, ffn: int, eps: float | tuple[float, float] = 1e-5, memory: nn.Module | None = None
+    ):
         super().__init__()
         before, between = eps if isinstance(eps, tuple) else (eps, eps)
         self.norm1, self.attn = nn.LayerNorm(width, before), SelfAttention(width, heads, memory)

@@ -6,7 +6,9 @@ sharded by blocks (`shard`, FSDP2); checkpoints always hold whole tensors, so ei
 
 import atexit
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -150,3 +152,32 @@ def peers() -> Iterator[None]:
                 f"see its own message, then start the same torchrun command again with --resume"
             ) from error
         raise
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], int]]:
+    """A function that tells which SIGTERM or SIGINT came to any rank (0: none), which every rank must ask at once.
+
+    A second SIGINT is Python's own again and ends the process.
+    """
+    came: list[int] = []
+
+    def first() -> int:
+        return max(gather(came[0] if came else 0))
+
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield first
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if came and number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        came.append(number)
+        os.write(2, b"\nfinishing this step, then saving; Ctrl-C again stops at once\n")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield first
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

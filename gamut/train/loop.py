@@ -28,7 +28,7 @@ from gamut.io.state import load_state, own_dice, reseed, save_state, state_path
 from gamut.train import dist
 from gamut.train.log import COUNTS, Quiet, View
 from gamut.train.optim import Learner, Optim, Phase
-from gamut.train.scope import Clock, mode, precision, recompute, stop_signals
+from gamut.train.scope import Clock, mode, precision, recompute
 
 Stats = dict[str, float]
 Step = Callable[[Any, str], tuple[Tensor, Mapping[str, Any]]]
@@ -215,7 +215,7 @@ class _Job:
 
 
 def _run(done: Fit, job: _Job) -> None:
-    with stop_signals() as signals:
+    with dist.stop_signals() as stop_asked:
         while done.steps < job.steps:
             began, position = time.perf_counter(), job.data.state_dict()
             try:
@@ -230,7 +230,7 @@ def _run(done: Fit, job: _Job) -> None:
                     found = job.evaluate(done.steps)
                 done.stats |= {f"eval/{name}": float(value) for name, value in found.items()}
             _log(done, job, time.perf_counter() - began)
-            stop = max(dist.gather(signals[0] if signals else 0))
+            stop = stop_asked()
             if stop or job.due(done.steps, job.save_every):
                 with job.clock("save"):
                     where = _save(done, job, job.data.state_dict())

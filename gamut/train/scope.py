@@ -1,12 +1,8 @@
 """What surrounds the training loop: the clock, and states that are put back however a stage ends."""
 
 import contextlib
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -70,25 +66,3 @@ def recompute(modules: Sequence[nn.Module], wanted: bool) -> Iterator[None]:
     finally:
         for part, flag in flags:
             part.checkpointing = flag
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """The SIGTERM and SIGINT that came, in order. A second SIGINT is Python's own again and ends at once."""
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield came
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if came and number == signal.SIGINT:
-            signal.default_int_handler(number, frame)
-        came.append(number)
-        os.write(2, b"\nfinishing this step, then saving; Ctrl-C again stops at once\n")
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
