@@ -6,8 +6,8 @@
 
 Sound -> log-mel -> encoder (25 a second) -> adaptor (12.5) -> decoder -> "<tts_start> [1 text, 4 audio] ... <tts_end>"
 -> codec -> sound (§3.1). Stages as in §4, shortened: an encoder that has learned to hear (the paper starts from
-Qwen2-Audio's), alignment of the adaptor alone, then everything but the encoder on transcripts and reading aloud, at
-last questions: spoken arithmetic answered in text and in speech, and a calculator called as a tool.
+Qwen2-Audio's), alignment of the adaptor alone, then everything but the encoder on transcripts, spoken arithmetic in
+text and speech, text to speech, and a calculator called as a tool.
 """
 
 import json
@@ -52,13 +52,13 @@ class Config:
     encoder_layers: int = 3  # paper 32 (released config.json)
     encoder_heads: int = 4  # paper 20 (released config.json)
     adapter: int = 256  # paper 2048 (released config.json); hidden channels
-    hear_steps: int = 1500  # ours; updates of the encoder, where the paper takes a trained one
-    align_steps: int = 100  # paper 12000 (§4.1); updates of the adaptor alone
-    main_steps: int = 2500  # not found in the paper (800B tokens); ours
-    sft_steps: int = 2500  # not found in the paper (4B tokens, one epoch); ours
+    hear_steps: int = 1500  # ours; updates of the encoder; 0 takes the shipped one, as the paper takes a trained one
+    align_steps: int = 200  # paper 12000 (§4.1); updates of the adaptor alone
+    main_steps: int = 5000  # not found in the paper (800B tokens); ours
     batch: int = 16  # ours; conversations per update
-    lr: float = 1e-3  # paper 2e-5 (§4.3); peak of the main stage, the others in proportion
-    init: str = ""  # ours; folder of a model to start from, whose sizes then count; stages of 0 steps are left out
+    hear_lr: float = 2e-3  # ours; peak
+    align_lr: float = 2e-3  # paper 1e-4 (§4.1); peak
+    main_lr: float = 1e-3  # paper 2e-5 (§4.3); peak
     voice: str = "jackson"  # ours; who of the recorded people answers
     codec: str = "weights/step_audio_2_codec"  # ours; folder with a codec and a judge
     source: str = "auto"  # ours; recordings, synthetic (espeak-ng), or auto: recordings if they can be had
@@ -67,9 +67,8 @@ class Config:
 
 TINY = Config()
 PAPER = replace(TINY, width=3584, layers=28, heads=28, kv_heads=4, ffn=18944, encoder_width=1280, encoder_layers=32,
-                encoder_heads=20, adapter=2048, align_steps=12000, lr=2e-5)  # fmt: skip
+                encoder_heads=20, adapter=2048, align_steps=12000, align_lr=1e-4, main_lr=2e-5)  # fmt: skip
 PAPER_VOCAB = 158720
-PARTS = {"hear": 2.0, "align": 2.0, "main": 1.0, "sft": 1.0}  # of lr; paper (§4): align 5, main 1, sft 0.5
 WEIGHTS = "weights/step_audio_2"
 TAKES = 10  # recordings of each digit that the answering voice learns from: those the codec carries best. Ours
 
