@@ -24,7 +24,7 @@ from gamut.evals.parity_audio import run_encoder, run_frontends, run_step_audio_
 from gamut.evals.parity_flow import run_flow, run_flow_v1
 from gamut.evals.parity_lm import run_qwen, run_step1
 from gamut.evals.parity_text import run_ta4, run_tool_calls
-from gamut.evals.parity_tokenizers import run_s3
+from gamut.evals.parity_tokenizers import run_linguistic, run_s3
 from gamut.io.files import atomic_write
 
 Config = Mapping[str, Any]
@@ -63,12 +63,15 @@ FAMILIES = {
     "s3_tokenizer_v1": Family(run_s3, looks=lambda c: "n_audio_layer" in c and "n_codebook_size" in c),
     "step_audio_2_flow": Family(run_flow, looks=lambda c: {"chunk_tokens", "estimator"} <= set(c)),
     "step_audio_flow": Family(run_flow_v1, looks=lambda c: {"input_frame_rate", "estimator"} <= set(c)),
+    "sanm_linguistic_tokenizer": Family(
+        run_linguistic, {"": 1e-3, "lfr_feats": 2e-3}, lambda c: "encoder_chunk_look_back" in c
+    ),
     "step_audio_2_ta4": Family(run_ta4, looks=lambda c: {"build", "tokenizer"} <= set(c)),
     "step_audio_2_tool_calls": Family(run_tool_calls, looks=lambda c: {"complete", "stream_chunked"} <= set(c)),
 }
 NOT_BUILT = (
     "hift_24k", "hift_24k_stream", "hift_22k",
-    "sanm_linguistic_tokenizer", "step_video_t2v_dit", "step_video_ti2v_dit", "step_video_vae",
+    "step_video_t2v_dit", "step_video_ti2v_dit", "step_video_vae",
     "step1x_3d_vae", "step1x_3d_vae_uniform", "step1x_3d_dit", "step1x_3d_dit_label", "step1x_3d_dit_proj",
     "step1x_3d_sampling", "step1x_3d_label", "step1x_3d_volume", "step1x_3d_mv_attention", "step1x_3d_t2i_adapter",
     "step1x_3d_snr_shift", "qwen2_5_vl", "dinov2_with_registers", "clip_vision", "bert",

@@ -1,4 +1,4 @@
-"""Parity of the speech tokenizers: S3 versions 1 and 2."""
+"""Parity of the speech tokenizers: S3 versions 1 and 2, Step-Audio's linguistic branch."""
 
 import math
 import re
@@ -6,9 +6,11 @@ import re
 import torch
 from torch import Tensor
 
+from gamut.codecs.linguistic import LinguisticConfig, LinguisticStream, LinguisticTokenizer
 from gamut.codecs.s3_tokenizer import S3Config, S3Tokenizer
 from gamut.evals.fixtures import Fixture, Ours, below
 from gamut.io.folders import load_strict
+from gamut.io.keys import linguistic as linguistic_keys
 from gamut.io.keys import s3_tokenizer as s3_keys
 
 
@@ -36,3 +38,20 @@ def _long(fixture: Fixture) -> Tensor:
     first, last, frames = ramp.groups() if ramp else (0.5, 1.5, int(given["long.mel_len"].max()))
     times = math.ceil(int(frames) / tile.shape[-1])
     return tile.repeat(1, 1, times)[..., : int(frames)] * torch.linspace(float(first), float(last), int(frames))
+
+
+def run_linguistic(fixture: Fixture) -> dict[str, Ours]:
+    """The waveform is fed in uneven pieces: how it is cut must not show."""
+    given = fixture.inputs
+    weights = fixture.weights | {name: given[name] for name in ("cmvn", "centroids")}
+    config = LinguisticConfig.from_dict(linguistic_keys.config_from_official(fixture.config, weights))
+    model = LinguisticTokenizer(config).eval()
+    load_strict(model, linguistic_keys.to_ours(weights), fixture.path)
+    stream, wav = LinguisticStream(model, keep=True), given["wav"].reshape(1, -1)
+    ids = [stream.encode(piece) for piece in wav.split(5000, 1)] + [stream.flush()]
+    return {
+        "lfr_feats": Ours(torch.cat(stream.features, 1)),
+        "encoder": Ours(torch.cat(stream.encoded, 1)),
+        "code": Ours(torch.cat(ids, 1)[0]),
+        "chunk_frames": Ours(torch.tensor([part.shape[1] for part in stream.features])),
+    }
