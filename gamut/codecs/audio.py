@@ -8,6 +8,7 @@ B batch · T samples · M mel bins · F mel frames (100 a second) · N tokens (2
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -59,7 +60,7 @@ class MelCodec(Pretrained, nn.Module):
             nn.Conv1d(dims, width, 1), *blocks(), nn.ConvTranspose1d(width, width, patch, stride=patch), *blocks(),
             *blocks(), nn.Conv1d(width, config.mels, 5, padding=2))
 
-    def _spectrum(self) -> dict[str, int]:
+    def _spectrum(self) -> dict[str, Any]:
         return {name: getattr(self.config, name) for name in ("rate", "n_fft", "hop", "win")}
 
     def mel(self, wav_BT: Float[Tensor, "B T"]) -> Float[Tensor, "B M F"]:

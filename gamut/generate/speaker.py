@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -68,7 +68,7 @@ class Speaker:
         messages = [{"role": "system", "content": system}, *history, {"role": "human", "content": sound}]
         last = ANSWER_SPEECH if aloud else ANSWER_TEXT
         stop = (self.words.id(EOT),)
-        decode = decoder(self.model, Sampling(**vars(sampling) | {"stop": stop}), *pad_mels(mels))
+        decode = decoder(self.model, replace(sampling, stop=stop), *pad_mels(mels))
         return respond(
             messages, decode, self.words, codec=self.codec, tools=self.tools if tools else None,
             prefill=(ANSWER_TEXT, last) if tools else last,
@@ -87,7 +87,7 @@ class Speaker:
         how = self.taught.get(system, {"aloud": True, "tools": False})
         wav, rate = read_audio(question)
         began, first, spoken = time.perf_counter(), 0.0, []
-        for event in self.ask(wav, rate, system, **how):
+        for event in self.ask(wav, rate, system, aloud=how["aloud"], tools=how["tools"]):
             match event:
                 case Words(text):
                     print(text, end="", flush=True)

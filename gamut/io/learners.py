@@ -22,8 +22,10 @@ class Learner(Protocol):
     name: str
     modules: dict[str, nn.Module]  # "" for one alone
     params: dict[str, nn.Parameter]  # those that are trained, by module and name
-    adam: torch.optim.Optimizer
     average: dict[str, Tensor]  # of params
+
+    @property
+    def adam(self) -> torch.optim.Optimizer: ...
 
 
 def pack(learner: Learner) -> Files:

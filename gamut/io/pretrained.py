@@ -1,10 +1,10 @@
 """Saving and loading for modules that are a config and weights, and nothing else."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class Pretrained:
     """
 
     Config: type
-    inside: Callable[[], AbstractContextManager] = nullcontext
+    inside: ClassVar[Any] = nullcontext  # () -> context manager
 
     @classmethod
     def released(cls, stored: dict, tensors: dict[str, Tensor], path: str | Path) -> tuple[Any, dict[str, Tensor]]:

@@ -57,7 +57,7 @@ def compare(a: Surface, b: Surface, *, N: Any = None, D: Any = None, beyond: Num
             raise ValueError(
                 f"cannot compare: {a.seen.name} has {what} {mine!r}, {b.seen.name} {theirs!r}; count one of them again"
             )
-    axes = []
+    axes: list[np.ndarray] = []
     for given, name in ((N, "N"), (D, "D")):
         spans = (getattr(a.seen, name), getattr(b.seen, name))
         low, high = min(s[0] for s in spans), max(s[1] for s in spans)
@@ -65,14 +65,15 @@ def compare(a: Surface, b: Surface, *, N: Any = None, D: Any = None, beyond: Num
             raise ValueError(f"the surfaces do not say what {name} they were fitted on; give {name}=np.geomspace(...)")
         axes.append(np.geomspace(low, high * beyond, 60) if given is None else np.asarray(given, dtype=float))
     n, d = axes[0][:, None], axes[1][None]
-    losses = [np.exp(s._logs(n, d, 1.0, False)) for s in (a, b)]
+    losses = [np.asarray(np.exp(s._logs(n, d, 1.0, False))) for s in (a, b)]
     sds = [s.spread * s.deviation(n, d) if len(s.parts[0].draws) else np.zeros_like(losses[0]) for s in (a, b)]
     names = (
         (a.seen.name, b.seen.name)
         if a.seen.name != b.seen.name
         else (f"{a.seen.name} ({a.law})", f"{b.seen.name} ({b.law})")
     )
-    return Comparison(*names, *axes, 2 * (losses[0] - losses[1]) / (losses[0] + losses[1]), np.hypot(*sds))
+    delta = 2 * (losses[0] - losses[1]) / (losses[0] + losses[1])
+    return Comparison(names[0], names[1], axes[0], axes[1], delta, np.hypot(sds[0], sds[1]))
 
 
 def advise(

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def fit_theta(
     if method == "farseer-piecewise":
         return piecewise_theta(table, ready.runs.centre), np.zeros((0, 9))
     law = LAWS[method]
-    options = {"scale": HUBER}
+    options: dict[str, Any] = {"scale": HUBER}
     if method == "farseer":
         options = {"scale": max(_half_mad(ready), 2e-4), "prior": RIDGE}
     if method == "repeated" and not (epochs_of(table) > 1).any():

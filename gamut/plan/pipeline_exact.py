@@ -56,7 +56,7 @@ def solve(
     model, horizon = cp_model.CpModel(), int(deadline or sum(problem.work))
     starts = _intervals(model, problem, horizon)
     peak = _memory(model, problem, starts, horizon, cap, least_memory)
-    if least_memory:
+    if peak is not None and least_memory:
         model.minimize(peak)
     elif deadline is None:
         makespan = model.new_int_var(0, horizon, "makespan")

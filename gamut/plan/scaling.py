@@ -161,10 +161,9 @@ def main(
     """
     from gamut.plan.scaling_page import summary, target, write
 
-    columns = {"N": n, "D": d, "flops": flops, "loss": loss, "unique": unique}
-    runs = ScalingTable.read(
-        table, convention=convention, unit=unit, **{role: name for role, name in columns.items() if name}
-    )
+    roles = {"N": n, "D": d, "flops": flops, "loss": loss, "unique": unique}
+    columns: dict[str, Any] = {role: name for role, name in roles.items() if name}
+    runs = ScalingTable.read(table, convention=convention, unit=unit, **columns)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notes are printed and stand on the page
         surface = fit(runs, law, seed=seed)

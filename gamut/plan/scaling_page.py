@@ -1,7 +1,7 @@
 """`gamut plan scaling`: a table of runs in, a one-page report out."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,11 +200,11 @@ def _advice(surface: Surface, aim: Target) -> Any:
     return Table(("N", "D", "D/N", "FLOPs", "width left after it"), rows)
 
 
-def write(path: str | Path, table: ScalingTable, surface: Surface, aim: Target, dn_range: Sequence[float]) -> Path:
+def write(path: str | Path, table: ScalingTable, surface: Surface, aim: Target, dn_range: tuple[float, float]) -> Path:
     """The report as one HTML file."""
     from gamut.io.report import write_report
 
     lead = f"{len(table)} runs of {table.name}; {surface.law}"
     return write_report(
-        path, f"Scaling: what C = {aim.flops:.3g} buys", blocks(table, surface, aim, tuple(dn_range)), lead=lead
+        path, f"Scaling: what C = {aim.flops:.3g} buys", blocks(table, surface, aim, dn_range), lead=lead
     )

@@ -87,7 +87,8 @@ class Surface:
         runs, shape = self._runs(N, D, epochs)
         total = sum(part.weight for part in self.parts)
         thetas = [part.draws if draws else part.theta[None] for part in self.parts]
-        logs = sum(p.weight / total * LAWS[p.law].terms(t, runs)[0] for p, t in zip(self.parts, thetas, strict=True))
+        terms = (p.weight / total * LAWS[p.law].terms(t, runs)[0] for p, t in zip(self.parts, thetas, strict=True))
+        logs = np.asarray(sum(terms))
         return logs.reshape(-1, *shape) if draws else logs.reshape(shape)
 
     def _runs(self, N: Any, D: Any, epochs: Any = 1.0) -> tuple[Runs, tuple[int, ...]]:
@@ -184,7 +185,7 @@ class Surface:
 
     def _on_budget(self, C: Number, log_ratio: np.ndarray) -> np.ndarray:
         N = np.sqrt(C / 6 / np.exp(log_ratio))
-        return self._logs(N, N * np.exp(log_ratio), 1.0, False)
+        return np.asarray(self._logs(N, N * np.exp(log_ratio), 1.0, False))
 
     def iso_loss(self, loss: Number, N: Any) -> np.ndarray:
         """Tokens that each size N needs to reach ``loss``; nan where it cannot within D/N = 1e-2 to 1e6."""
@@ -231,9 +232,9 @@ class Surface:
             Part(p["law"], np.array(p["theta"]), np.array(p["draws"]).reshape(-1, len(p["theta"])), p["weight"])
             for p in found.pop("parts")
         )
-        seen = {key: tuple(v) if isinstance(v, list) else v for key, v in found.pop("seen").items()}
+        seen: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in found.pop("seen").items()}
         reference = found.pop("reference")
-        rest = {key: tuple(v) if isinstance(v, list) else v for key, v in found.items()}
+        rest: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in found.items()}
         return cls(parts=parts, seen=Seen(**seen), reference=None if reference is None else np.array(reference), **rest)
 
     def save(self, path: str | Path) -> Path:

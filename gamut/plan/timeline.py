@@ -1,6 +1,6 @@
 """Pictures of schedules: a row per node, time to the right, gaps visible, every op named under the pointer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from gamut.io.html import Raw, join, page, tag
@@ -134,7 +134,7 @@ def _axis(until: float, scale: float, bottom: int) -> list[Raw]:
 
 
 def draw(
-    path: str | Path, problem: Problem, schedules: dict[str, Iterable[str]], *, title: str, lead: str = ""
+    path: str | Path, problem: Problem, schedules: Mapping[str, Iterable[str]], *, title: str, lead: str = ""
 ) -> Path:
     """Write schedules of one problem, under one another on one time scale, as a page (.html) or a picture (.svg).
 
