@@ -18,7 +18,8 @@ from gamut.recipes import step_audio_2
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "weights" / "step_audio_2"
 SMALL = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn": 32, "encoder_width": 16, "encoder_layers": 1,
-         "encoder_heads": 2, "adapter": 16, "batch": 2, "hear_steps": 8, "align_steps": 8, "main_steps": 8}  # fmt: skip
+         "encoder_heads": 2, "adapter": 16, "batch": 2, "hear_steps": 8, "align_steps": 8, "main_steps": 8,
+         "sft_steps": 8}  # fmt: skip
 recordings = pytest.mark.skipif(
     not Path(os.environ.get("GAMUT_DATA", "/nowhere"), "speech", "fsdd_8k.npz").exists(),
     reason="needs the recorded digits: set GAMUT_DATA to a folder with speech/fsdd_8k.npz",
@@ -47,17 +48,17 @@ def begin():
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return read_tensors(sorted((run / "checkpoints" / "main").glob("step_*"))[-1] / "model.safetensors")
+    return read_tensors(sorted((run / "checkpoints" / "sft").glob("step_*"))[-1] / "model.safetensors")
 
 
 @recordings
 def test_stopped_in_every_stage_and_resumed_it_is_the_same_run(begin, tmp_path):
-    """Ctrl-C in hear, align and main: each says how to go on, and the final weights are those of a run in one go."""
+    """Ctrl-C in every stage: each says how to go on, and the final weights are those of a run in one go."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     fresh = ["step_audio_2", *options, f"--out={tmp_path}"]
     whole = begin(*fresh, "--name=whole")
     cut, arguments = tmp_path / "cut", [*fresh, "--name=cut"]
-    for stage in ("hear", "align", "main"):
+    for stage in ("hear", "align", "main", "sft"):
         process = begin(*arguments)
         while not _begun(cut, stage):
             assert process.poll() is None, process.stdout.read()
@@ -70,7 +71,7 @@ def test_stopped_in_every_stage_and_resumed_it_is_the_same_run(begin, tmp_path):
     last = begin(*arguments)
     said, _ = last.communicate(timeout=400)
     assert last.returncode == 0, said
-    while not list((tmp_path / "whole" / "checkpoints" / "main").glob("step_00000008")):
+    while not list((tmp_path / "whole" / "checkpoints" / "sft").glob("step_00000008")):
         assert whole.poll() is None, whole.stdout.read()
         time.sleep(0.1)
     a, b = weights(tmp_path / "whole"), weights(cut)

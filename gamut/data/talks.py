@@ -43,15 +43,16 @@ class TalkBatch:
     audio_s: float
 
 
-def tokenizer(codes: int, tools: Sequence[Mapping] = ()) -> Tokenizer:
+def tokenizer(codes: int, tools: Sequence[Mapping] = (), more: Sequence[str] = (), size: int = 768) -> Tokenizer:
     """Bytes, the words of the prompts, then the special strings with ``codes`` audio tokens and their padding last.
 
-    ``tools`` are the schemas a prompt may hold.
+    ``tools`` are the schemas a prompt may hold, ``more`` other texts to learn words from, up to ``size`` of them.
     """
     call = 'function\ncalculator\n{"expression": "3*4"}'
-    texts = [task.prompt for task in TASKS] + [f"{role}\n" for role in ROLES] + [READ_ALOUD, call, json.dumps(tools)]
+    texts = [task.prompt for task in TASKS] + [f"{role}\n" for role in ROLES]
+    texts += [READ_ALOUD, call, json.dumps(tools), *more]
     marks = [BOT, EOT, "<tool_call>", "</tool_call>", AUDIO_START, AUDIO_END, AUDIO_PATCH, TTS_START, TTS_END, TTS_PAD]
-    return Tokenizer.train(texts * 4, 768, [*marks, *(f"<audio_{code}>" for code in range(codes + 1))])
+    return Tokenizer.train(texts * 4, size, [*marks, *(f"<audio_{code}>" for code in range(codes + 1))])
 
 
 def question(task: Task, frames: int) -> list[dict]:
@@ -125,13 +126,22 @@ class Talks:
         spoken = [{"type": "token", "token": self.spoken(answer, rng)}]
         return [{"role": "system", "content": READ_ALOUD + answer}, {"role": "assistant", "content": spoken}]
 
+    def in_writing(self, rng: random.Random) -> list[dict]:
+        """A question that nobody says, answered in writing: what can be learned of arithmetic without listening."""
+        task = rng.choice([task for task in TASKS if task.name != "transcribe" and not task.tool])
+        digits = [rng.randrange(10) for _ in range(rng.choice(task.counts))]
+        asked = [{"role": "system", "content": task.prompt}, {"role": "human", "content": "".join(map(str, digits))}]
+        return [*asked, {"role": "assistant", "content": task.answer(digits)}]
+
     def batch(
-        self, index: int, size: int, tasks: Sequence[Task] = TASKS, aloud: float = 0.5, read: float = 0.15
+        self, index: int, size: int, tasks: Sequence[Task] = TASKS, aloud: float = 0.5, read: float = 0.15,
+        written: float = 0.0,
     ) -> TalkBatch:
         """Conversation batch number ``index``: equally many digits, all with a tool or none, so that little is padded.
 
         Args:
             aloud: share of answers that are spoken (never a transcript). read: share of text to speech.
+            written: share of questions and answers in writing.
         """
         rng = random.Random(f"talks {self.seed} {index}")
         [leader] = rng.choices(tasks, [task.weight for task in tasks])
@@ -139,8 +149,11 @@ class Talks:
         fitting = [task for task in tasks if task.tool == tool and counts in task.counts]
         rows, mels, seconds = [], [], 0.0
         for _ in range(size):
-            if not tool and rng.random() < read:
+            kind = 1.0 if tool else rng.random()
+            if kind < read:
                 messages, tools = self.read_aloud(rng), None
+            elif kind < read + written:
+                messages, tools = self.in_writing(rng), None
             else:
                 task = rng.choice(fitting)
                 said = self.digits.say([rng.randrange(10) for _ in range(counts)], rng)

@@ -15,11 +15,12 @@ from gamut.models.judge import DigitJudge
 MEASURED = "metrics.json"  # beside the weights: what they scored when they were saved
 
 
-def provenance(origin: str, heard: bool, metrics: Mapping[str, float], shipped: Path) -> list[Any]:
-    """What was made in this run (the encoder too, if ``heard``), what came ready made; beside the shipped ones."""
-    here, ready = f"trained in this run, from nothing, on: {origin}", "shipped ready made, in weights/"
-    rows = [("encoder", here if heard else ready), ("adaptor and decoder", here), ("codec and judge", ready),
-            ("questions of the examination", "put together from recordings that no training saw")]  # fmt: skip
+def provenance(origin: str, steps: Mapping[str, int], metrics: Mapping[str, float], shipped: Path) -> list[Any]:
+    """What was learned in this run, and in how many updates; what came ready made; its scores beside the shipped ones."""
+    ready = "shipped ready made, in weights/"
+    rows = [(part, f"learned in this run: {count} updates, on: {origin}" if count else ready)
+            for part, count in steps.items()]  # fmt: skip
+    rows += [("codec and judge", ready), ("examination", "put together from recordings that no training saw")]
     blocks = [Heading("What was made when"), Table(("part", "made"), rows)]
     if (shipped / MEASURED).exists():
         theirs = json.loads((shipped / MEASURED).read_text())

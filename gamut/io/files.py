@@ -52,6 +52,8 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         for file in part.rglob("*"):
+            if file.is_file():  # safetensors makes its files private, whatever the umask
+                file.chmod(part.stat().st_mode & 0o666)
             _sync(file)
         _sync(part)
         old = _beside(path)

@@ -6,12 +6,13 @@
 
 Sound -> log-mel -> encoder (25 a second) -> adaptor (12.5) -> decoder -> "<tts_start> [1 text, 4 audio] ... <tts_end>"
 -> codec -> sound (§3.1). Stages as in §4, shortened: an encoder that has learned to hear (the paper starts from
-Qwen2-Audio's), alignment of the adaptor alone, then everything but the encoder on transcripts, spoken arithmetic in
-text and speech, text to speech, and a calculator called as a tool.
+Qwen2-Audio's); alignment of the adaptor alone; everything but the encoder on transcripts, reading aloud and questions
+in writing; at last spoken questions, answered in text and in speech, and a calculator called as a tool.
 """
 
 import json
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,12 +21,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import gamut
+from gamut.codecs.audio import MelCodec
 from gamut.codecs.mel import hear, pad_mels
 from gamut.codecs.text import Tokenizer
 from gamut.data import sources
 from gamut.data.load import Batches
 from gamut.data.spoken import RATE, TASKS, Digits, noisy
-from gamut.data.talks import Talks, clearest, tokenizer
+from gamut.data.talks import TalkBatch, Talks, clearest, tokenizer
 from gamut.evals.claims import Claim, Result
 from gamut.evals.talk_report import MEASURED, provenance, samples
 from gamut.evals.talks import TOOLS, Speaker, examine, speaker_of
@@ -52,13 +54,13 @@ class Config:
     encoder_layers: int = 3  # paper 32 (released config.json)
     encoder_heads: int = 4  # paper 20 (released config.json)
     adapter: int = 256  # paper 2048 (released config.json); hidden channels
-    hear_steps: int = 1500  # ours; updates of the encoder; 0 takes the shipped one, as the paper takes a trained one
-    align_steps: int = 200  # paper 12000 (§4.1); updates of the adaptor alone
-    main_steps: int = 5000  # not found in the paper (800B tokens); ours
+    hear_steps: int = 1500  # ours; updates of the encoder, where the paper takes a trained one
+    align_steps: int = 100  # paper 12000 (§4.1); updates of the adaptor alone
+    main_steps: int = 2500  # not found in the paper (800B tokens); ours
+    sft_steps: int = 2500  # not found in the paper (4B tokens, one epoch); ours
     batch: int = 16  # ours; conversations per update
-    hear_lr: float = 2e-3  # ours; peak
-    align_lr: float = 2e-3  # paper 1e-4 (§4.1); peak
-    main_lr: float = 1e-3  # paper 2e-5 (§4.3); peak
+    lr: float = 1e-3  # paper 2e-5 (§4.3); peak of the main stage, the others in proportion
+    init: str = ""  # ours; folder of a model to start from, whose sizes then count; stages of 0 steps are left out
     voice: str = "jackson"  # ours; who of the recorded people answers
     codec: str = "weights/step_audio_2_codec"  # ours; folder with a codec and a judge
     source: str = "auto"  # ours; recordings, synthetic (espeak-ng), or auto: recordings if they can be had
@@ -67,8 +69,9 @@ class Config:
 
 TINY = Config()
 PAPER = replace(TINY, width=3584, layers=28, heads=28, kv_heads=4, ffn=18944, encoder_width=1280, encoder_layers=32,
-                encoder_heads=20, adapter=2048, align_steps=12000, align_lr=1e-4, main_lr=2e-5)  # fmt: skip
+                encoder_heads=20, adapter=2048, align_steps=12000, lr=2e-5)  # fmt: skip
 PAPER_VOCAB = 158720
+PARTS = {"hear": 2.0, "align": 2.0, "main": 1.0, "sft": 1.0}  # of lr; paper (§4): align 5, main 1, sft 0.5
 WEIGHTS = "weights/step_audio_2"
 TAKES = 10  # recordings of each digit that the answering voice learns from: those the codec carries best. Ours
 
@@ -81,10 +84,14 @@ def model_config(cfg: Config, vocab: int, **ids: int) -> OmniConfig:
     return OmniConfig(lm, audio, cfg.adapter, **ids)
 
 
-def build(cfg: Config, words: Tokenizer) -> Omni:
+def build(cfg: Config, codec: MelCodec) -> tuple[Omni, Tokenizer]:
+    """The model and its words: of ``cfg.init``, or new."""
     torch.manual_seed(cfg.seed)
+    if cfg.init:
+        return gamut.load(shipped(cfg.init)), Tokenizer.from_pretrained(shipped(cfg.init))
+    words = tokenizer(codec.vocab, TOOLS.schemas)
     marks = {f"audio_{name}_id": words.id(f"<audio_{name}>") for name in ("start", "end", "patch")}
-    return Omni(model_config(cfg, words.vocab, **marks))
+    return Omni(model_config(cfg, words.vocab, **marks)), words
 
 
 def heard_frames(digits: Digits, size: int, index: int, seed: int):
@@ -108,10 +115,7 @@ def heard_frames(digits: Digits, size: int, index: int, seed: int):
 
 def learn_to_hear(cfg: Config, encoder: AudioEncoder, digits: Digits, run: Run | None) -> None:
     """Stands where the paper takes Qwen2-Audio's encoder (App. B): which digit is being said, frame by frame. Ours."""
-    if not cfg.hear_steps:
-        encoder.load_state_dict(gamut.load(shipped(WEIGHTS)).encoder.state_dict())
-        return
-    head = nn.Linear(cfg.encoder_width, 11)
+    head = nn.Linear(encoder.config.width, 11)
 
     def step(batch, phase: str):
         mels, lens, labels = batch
@@ -121,13 +125,13 @@ def learn_to_hear(cfg: Config, encoder: AudioEncoder, digits: Digits, run: Run |
         return loss, {"accuracy": right, "audio_s": float(lens.sum()) / 100}
 
     data = Batches(lambda index: heard_frames(digits, cfg.batch, index, cfg.seed))
-    optim = Optim(cfg.hear_lr, warmup=cfg.hear_steps // 8, weight_decay=0.02)
+    optim = Optim(cfg.lr * PARTS["hear"], warmup=cfg.hear_steps // 8, weight_decay=0.02)
     fit(step, Phase("encoder", {"encoder": encoder, "head": head}, optim), data, steps=cfg.hear_steps, run=run,
         stage="hear", seed=cfg.seed, save_every=250)  # fmt: skip
 
 
 def learn_to_talk(cfg: Config, model: Omni, talks: Talks, run: Run | None) -> None:
-    """§4: first the adaptor alone on transcripts, then all but the encoder on everything."""
+    """§4: the adaptor alone; all but the encoder on transcripts, reading aloud and writing; then spoken questions."""
 
     def step(batch, phase: str):
         """Words and sound count alike: by the token, the one digit that matters would drown among its fifteen codes."""
@@ -139,16 +143,29 @@ def learn_to_talk(cfg: Config, model: Omni, talks: Talks, run: Run | None) -> No
         stats = {name: loss.detach() for name, loss in losses.items()}
         return sum(losses.values()), stats | {"tokens": batch.ids_BT.numel()}
 
-    transcripts = Batches(lambda index: talks.batch(index, cfg.batch, TASKS[:1], read=0.0))
-    only_adapter = (Group("lm.*", 0), Group("encoder.*", 0))
-    optim = Optim(cfg.align_lr, "linear", warmup=cfg.align_steps // 10, final=0.2, groups=only_adapter)
-    fit(step, model, transcripts, steps=cfg.align_steps, optim=optim, run=run, stage="align", seed=cfg.seed)
+    def stage(name: str, steps: int, batch: Callable[[int], TalkBatch], fixed: Sequence[str], **optim) -> None:
+        groups = tuple(Group(f"{part}.*", 0) for part in fixed)
+        fit(step, model, Batches(batch), steps=steps, optim=Optim(cfg.lr * PARTS[name], groups=groups, **optim),
+            run=run, stage=name, seed=cfg.seed, save_every=250)  # fmt: skip
 
-    everything = Batches(lambda index: talks.batch(index, cfg.batch))
-    optim = Optim(cfg.main_lr, warmup=cfg.main_steps // 20, weight_decay=0.02, betas=(0.9, 0.98),
-                  groups=(Group("encoder.*", 0),))  # fmt: skip
-    fit(step, model, everything, steps=cfg.main_steps, optim=optim, run=run, stage="main", seed=cfg.seed,
-        save_every=250)  # fmt: skip
+    def transcripts(index: int) -> TalkBatch:
+        return talks.batch(index, cfg.batch, TASKS[:1], read=0.0)
+
+    def both_ways(index: int) -> TalkBatch:
+        return talks.batch(index, cfg.batch, TASKS[:1], read=0.25, written=0.4)
+
+    def questions(index: int) -> TalkBatch:
+        return talks.batch(index, cfg.batch)
+
+    usual = {"weight_decay": 0.02, "betas": (0.9, 0.98)}
+    if steps := cfg.align_steps:
+        stage("align", steps, transcripts, ("lm", "encoder"), schedule="linear", warmup=steps // 10, final=0.2)
+    if steps := cfg.main_steps:
+        stage("main", steps, both_ways, ("encoder",), warmup=steps // 20, final=0.1, **usual)
+    if run is not None:
+        model.save_pretrained(run.path / "base", card=BASE.format(talks.digits.origin), files=talks.words.files())
+    if steps := cfg.sft_steps:
+        stage("sft", steps, questions, ("encoder",), warmup=steps // 20, **usual)
 
 
 def main(cfg: Config = TINY, run: Run | None = None) -> Result:
@@ -156,9 +173,9 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
     spoken = sources.digits("train", cfg.source)
     voice = cfg.voice if cfg.voice in {clip.speaker for clip in spoken} else spoken[0].speaker
     digits, answers_in = Digits(spoken), clearest(Digits(spoken, (voice,)), codec, TAKES)
-    words = tokenizer(codec.vocab, TOOLS.schemas)
-    model = build(cfg, words)
-    learn_to_hear(cfg, model.encoder, digits, run)
+    model, words = build(cfg, codec)
+    if cfg.hear_steps:
+        learn_to_hear(cfg, model.encoder, digits, run)
     learn_to_talk(cfg, model, Talks(digits, answers_in, codec, words, TOOLS.schemas, cfg.seed), run)
     speaker = speaker_of(model, words, codec)
     result = measured(cfg, speaker, voice)
@@ -174,7 +191,8 @@ def measured(cfg: Config, speaker: Speaker, voice: str) -> Result:
     judge = gamut.load(shipped(cfg.codec) / "digitjudge")
     held_out = sources.digits("test", cfg.source)
     metrics, answers = examine(speaker, judge, Digits(held_out), Digits(held_out, (voice,)), seed=cfg.seed)
-    made = provenance(held_out.origin, cfg.hear_steps > 0, metrics, shipped(WEIGHTS))
+    stages = {"encoder": cfg.hear_steps, "transcripts and reading aloud": cfg.main_steps, "questions": cfg.sft_steps}
+    made = provenance(held_out.origin, stages, metrics, shipped(WEIGHTS))
     return Result(metrics, notes={"report": [*made, *samples(speaker, judge, answers)]})
 
 
@@ -188,6 +206,7 @@ def shipped(folder: str) -> Path:
     return Path(folder) if Path(folder).exists() else Path(__file__).parents[2] / folder
 
 
+BASE = "# Step-Audio 2, tiny, before it learns to answer\n\nTranscribes, reads aloud, does sums in writing. Trained on: {}.\n"
 CARD = """# Step-Audio 2, tiny
 
 Hears strings of spoken digits and answers in text or aloud. Trained by `gamut run step_audio_2` on: {} ({});
