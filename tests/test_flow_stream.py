@@ -1,4 +1,4 @@
-"""Streams of Step-Audio 2's flow: the same however calls are cut, whoever shares the batch, up to what they remember."""
+"""Streams of Step-Audio 2's flow: the same however calls are cut, whoever shares the batch, up to what they hold."""
 
 import copy
 from dataclasses import replace
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gamut.codecs.flow import Voice
-from gamut.codecs.flow_stream import FlowStream, Rules, advance, begin
+from gamut.codecs.flow_stream import FlowStream, Rules, advance, begin, together
 from gamut.nn.conformer import UpsamplingConformer
 from gamut.nn.conv_dit import Past
 
@@ -18,7 +18,7 @@ MODEL = flow()
 READ = begin(MODEL, voice(4), Rules.of(MODEL))  # a voice is read once and forked
 
 
-def stream(chunk: int = 5, newest: bool = False, rows: int = 1) -> FlowStream:
+def stream(chunk: int | tuple = 5, newest: bool = False, rows: int = 1) -> FlowStream:
     states = [copy.deepcopy(READ) for _ in range(rows)]
     for state in states:
         state.rules = replace(state.rules, newest=newest)
@@ -48,8 +48,8 @@ def test_what_is_ready_leaves_and_nothing_twice():
     assert one.flush().shape[-1] == 8 and one.flush().shape[-1] == 0
 
 
-def test_a_whole_utterance_as_one_piece_without_a_prompt_is_not_far_from_offline():
-    """With one piece nothing is cut off from the future; causal convolutions and attention then give the offline mel."""
+def test_a_whole_utterance_as_one_piece_without_a_prompt_is_the_offline_one():
+    """One piece cuts nothing off from what follows; causal convolutions and attention then give the offline mel."""
     row, plain = ids(9), Voice.of(torch.ones(6), 8)
     state = begin(MODEL, plain, Rules.of(MODEL))
     assert torch.allclose(advance(MODEL, [state], row[None], True)[0], MODEL.mels([row], [plain])[0], atol=1e-4)
@@ -78,6 +78,29 @@ def test_streams_of_one_batch_do_not_feel_each_other(newest):
     rest = torch.cat([both.decode(torch.stack([a[13:], b[3:]])), both.flush()], 2)
     assert torch.allclose(torch.cat([first[0], rest[0]], 1), alone[0], atol=5e-5)
     assert torch.allclose(rest[1], alone[1], atol=5e-5)
+
+
+def test_streams_out_of_step_share_their_batches():
+    """Three streams that are fed unevenly, one call for all: each gives what it gives alone."""
+    rows, feeds = [ids(31), ids(18, 1), ids(25, 2)], [(9, 9, 13), (2, 15, 1), (20, 0, 5)]
+    streams, made, at = [stream() for _ in rows], [[], [], []], [0, 0, 0]
+    calls = []
+    for turn in range(3):
+        parts = [row[None, a : a + feed[turn]] for row, a, feed in zip(rows, at, feeds, strict=True)]
+        at = [a + feed[turn] for a, feed in zip(at, feeds, strict=True)]
+        calls.append(together(streams, parts))
+    calls.append(together(streams, [row[None, :0] for row in rows], end=True))
+    for k, row in enumerate(rows):
+        made = torch.cat([piece for call in calls for piece in call[k]], 2)[0]
+        assert torch.allclose(made, streamed(row, []), atol=5e-5)
+    with pytest.raises(ValueError, match="the stream has 1 rows, got tokens for 2"):
+        stream().decode(ids(4).expand(2, -1))
+
+
+def test_a_smaller_first_piece_is_heard_sooner():
+    one = stream(chunk=(2, 5))
+    sizes = [one.decode(ids(1, n)[None]).shape[-1] for n in range(14)]
+    assert [n for n, size in enumerate(sizes) if size] == [4, 9] and sum(sizes) == 14
 
 
 def test_a_fork_leaves_the_voice_as_it_was():
@@ -114,7 +137,7 @@ def test_short_prompts_and_no_prompt():
 
 
 def test_what_a_stream_refuses():
-    with pytest.raises(ValueError, match="a chunk of at least 1 token, and a row; got 0, 1"):
+    with pytest.raises(ValueError, match="chunks of at least 1 token, and a row; got 0, 1"):
         stream(chunk=0)
     with pytest.raises(ValueError, match="a piece needs at least 1 token, and 3 more unless it is the last; got 3"):
         advance(MODEL, stream().states, ids(3)[None], False)

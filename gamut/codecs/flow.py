@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from gamut.io.meta import meta
 from gamut.io.pretrained import Plain, Pretrained
 from gamut.nn.conformer import UpsamplingConformer, seen
 from gamut.nn.conv_dit import ConvDiT, Past
@@ -95,7 +96,7 @@ class Voice:
 class Flow(Pretrained, nn.Module):
     """Tokens to mels, offline here; ``codecs/flow_stream.py`` does it piece by piece."""
 
-    Config = FlowConfig
+    Config, inside = FlowConfig, staticmethod(meta)
 
     def __init__(self, config: FlowConfig = FlowConfig()):
         super().__init__()

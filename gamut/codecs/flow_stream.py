@@ -115,40 +115,75 @@ def _piece(flow: Flow, states: Sequence[FlowState], ids_BN: Tensor, last: bool, 
 
 
 class FlowStream:
-    """Rows of streams that take tokens as they come and give mel frames ``chunk`` tokens at a time.
+    """Rows of streams in step that take tokens as they come and give mel frames a piece at a time.
 
-    A piece leaves when its ``chunk`` tokens and the ``ahead`` tokens after them are there; ``flush`` gives the rest as
-    one piece. Frames add up to ``factor`` times the tokens.
+    A piece leaves when its tokens and the ``ahead`` tokens after them are there; ``flush`` gives the rest as one piece.
+    Frames add up to ``factor`` times the tokens.
+
+    Args:
+        chunk: tokens of a piece, or of the first, second ... piece, the last number for all that follow; None: the
+            config's. A smaller first piece is heard sooner.
     """
 
     def __init__(
-        self, flow: Flow, states: Sequence[FlowState], chunk: int | None = None,
+        self, flow: Flow, states: Sequence[FlowState], chunk: int | Sequence[int] | None = None,
         noise_MT: Float[Tensor, "M _"] | None = None,
     ):
-        self.flow, self.states, self.noise_MT = flow, list(states), noise_MT
-        self.chunk = flow.config.chunk if chunk is None else chunk
-        if self.chunk < 1 or not states:
-            raise ValueError(f"a stream needs a chunk of at least 1 token, and a row; got {self.chunk}, {len(states)}")
+        self.flow, self.states, self.noise_MT, self.done = flow, list(states), noise_MT, 0
+        self.chunks = (chunk or flow.config.chunk,) if isinstance(chunk, int | None) else tuple(chunk)
+        if chunk == 0 or min(self.chunks, default=0) < 1 or not states:
+            raise ValueError(f"a stream needs chunks of at least 1 token, and a row; got {chunk}, {len(states)}")
         self.ids_BN = torch.zeros(len(states), 0, dtype=torch.long)
 
     def decode(self, ids_BN: Int[Tensor, "B N"]) -> Float[Tensor, "B M T"]:
         """Take more tokens, return the frames that are ready (often none)."""
-        self.ids_BN, ready = torch.cat([self.ids_BN, ids_BN.cpu()], 1), []
-        while self.ids_BN.shape[1] >= self.chunk + self.flow.config.ahead:
-            ready.append(self._next(self.chunk + self.flow.config.ahead, False))
-            self.ids_BN = self.ids_BN[:, self.chunk :]
-        return self._joined(ready)
+        return torch.cat(self.pieces(ids_BN), 2)
 
     def flush(self) -> Float[Tensor, "B M T"]:
-        """The frames of the tokens still held back: fewer than ``chunk`` + ``ahead``, or none."""
-        rest, self.ids_BN = self.ids_BN.shape[1], self.ids_BN
-        ready = [self._next(rest, True)] if rest else []
-        self.ids_BN = self.ids_BN[:, rest:]
-        return self._joined(ready)
+        """The frames of the tokens still held back: those of a piece and ``ahead``, or fewer, or none."""
+        return torch.cat(self.pieces(self.ids_BN[:, :0], end=True), 2)
 
-    def _next(self, count: int, last: bool) -> Tensor:
-        return advance(self.flow, self.states, self.ids_BN[:, :count], last, self.noise_MT)
+    def pieces(self, ids_BN: Int[Tensor, "B N"], end: bool = False) -> list[Float[Tensor, "B M _"]]:
+        """As ``decode``, and with ``end`` as ``flush`` behind it, piece by piece; the first of them is empty."""
+        return together([self], [ids_BN], end)[0]
 
-    def _joined(self, parts: list[Tensor]) -> Tensor:
-        weight = self.flow.project.weight
-        return torch.cat(parts, 2) if parts else weight.new_zeros(len(self.states), self.flow.config.mels, 0)
+    def due(self, end: bool) -> tuple[int, bool] | None:
+        """Tokens of the next piece with those it looks ahead at, and whether it is the last; None: not yet."""
+        size = self.chunks[min(self.done, len(self.chunks) - 1)] + self.flow.config.ahead
+        held = self.ids_BN.shape[1]
+        return (size, False) if held >= size else (held, True) if end and held else None
+
+
+def together(
+    streams: Sequence[FlowStream], ids: Sequence[Int[Tensor, "_ _"]], end: bool = False
+) -> list[list[Float[Tensor, "_ M _"]]]:
+    """``pieces`` of streams that need not be in step: those whose next pieces have one length are computed as a batch.
+
+    Returns:
+        the pieces of each stream; the first of each is empty.
+    Raises:
+        ValueError: rows that a stream does not have.
+    """
+    made = []
+    for stream, ids_BN in zip(streams, ids, strict=True):
+        if len(ids_BN) != len(stream.states):
+            raise ValueError(f"the stream has {len(stream.states)} rows, got tokens for {len(ids_BN)}")
+        stream.ids_BN = torch.cat([stream.ids_BN, ids_BN.cpu()], 1)
+        weight, mels = stream.flow.project.weight, stream.flow.config.mels
+        made.append([weight.new_zeros(len(stream.states), mels, 0)])
+    while waiting := [(i, due) for i, stream in enumerate(streams) if (due := stream.due(end))]:
+        first, (count, last) = waiting[0]
+        like = streams[first]
+        batch = [
+            i for i, due in waiting
+            if due == (count, last) and streams[i].flow is like.flow and streams[i].noise_MT is like.noise_MT
+            and streams[i].states[0].rules == like.states[0].rules
+        ]  # fmt: skip
+        ids_BN = torch.cat([streams[i].ids_BN[:, :count] for i in batch])
+        mel_BMT = advance(like.flow, [s for i in batch for s in streams[i].states], ids_BN, last, like.noise_MT)
+        for i, mel in zip(batch, mel_BMT.split([len(streams[i].states) for i in batch]), strict=True):
+            stream = streams[i]
+            stream.ids_BN = stream.ids_BN[:, count if last else count - stream.flow.config.ahead :]
+            stream.done += 1
+            made[i].append(mel)
+    return made

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gamut.codecs.flow import Voice, start
+from gamut.io.meta import meta
 from gamut.io.pretrained import Plain, Pretrained
 from gamut.losses.flow import Stats, dropped, flow_matching
 from gamut.nn.conformer import Conformer
@@ -71,7 +72,7 @@ class LengthRegulator(nn.Module):
 class FlowV1(Pretrained, nn.Module):
     """Tokens to mels, a whole utterance at a time: the released model has no streaming form."""
 
-    Config = FlowV1Config
+    Config, inside = FlowV1Config, staticmethod(meta)
 
     def __init__(self, config: FlowV1Config = FlowV1Config()):
         super().__init__()

@@ -5,18 +5,18 @@ Tensors keep their dtype and are only renamed (experts: stacked), so convert and
 """
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 import gamut
+from gamut.io import token2wav
 from gamut.io.adapters import merge_adapter, read_adapter, write_adapter
 from gamut.io.folders import INDEX, WEIGHTS, load_config, load_tensors, save_folder
 from gamut.io.keys import qwen, step1, step_audio_2
+from gamut.io.pickles import unpickled
 
 FAMILIES: dict[str, tuple[str, ModuleType]] = {  # model_type of config.json -> our class, its tables of names
     **{name: ("LM", keys) for keys in (qwen, step1) for name in keys.FAMILIES},
@@ -28,19 +28,20 @@ CARRIED = (
     "preprocessor_config.json", "LICENSE",
 )  # fmt: skip
 PICKLES = ("pytorch_model.bin", "pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin")
-WRAPPERS = ("state_dict", "model", "module")  # what training scripts nest a state dict in
 
 
 def convert(src: str | Path, dst: str | Path) -> Path:
     """Read an official checkpoint folder and write ours: `Class.from_pretrained(dst)` loads it.
 
     Args:
-        src: a folder with config.json and safetensors, or .bin / .pt files, of one of FAMILIES.
+        src: a folder with config.json and safetensors, or .bin / .pt files, of one of FAMILIES; or a token2wav folder.
         dst: a folder that does not exist yet.
     Raises:
         ValueError: an unknown family, damaged or unsafe files, names that do not belong, dst exists.
     """
     src, dst = Path(src), _fresh(dst)
+    if token2wav.looks(src) and not (src / "config.json").exists():
+        return token2wav.convert(src, dst)
     official = load_config(src)
     if "gamut" in official:
         raise ValueError(f"'{src}' is a gamut checkpoint already; to write another layout: gamut export {src} DST")
@@ -152,28 +153,5 @@ def _foreign_tensors(src: Path) -> dict[str, Tensor]:
             raise ValueError(f"'{src}' has no weights; looked for {WEIGHTS} and {', '.join(PICKLES)}; got {there}")
     tensors = {}
     for file in files:
-        tensors |= _unpickled(file)
+        tensors |= unpickled(file)
     return tensors
-
-
-def _unpickled(file: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0][:200]
-        raise ValueError(
-            f"'{file}' was refused: it holds more than tensors, and loading it could run code ({reason}). "
-            f"Ask for a safetensors version, or save its state dict alone"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).split("\n")[0][:200]
-        raise ValueError(
-            f"'{file}' is truncated or no PyTorch file: got {file.stat().st_size:,} bytes ({reason}); "
-            f"download it again, or save it with torch >= 1.6"
-        ) from error
-    for name in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise ValueError(f"'{file}' must hold a state dict (names -> tensors), got {type(content).__name__}")
-    return {str(name): tensor for name, tensor in content.items()}

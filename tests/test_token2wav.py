@@ -1,0 +1,182 @@
+"""Tokens to sound: lengths, slicing, voices, and the released folder's layout."""
+
+import pytest
+import torch
+from flows import CONFIG, ids, lively, voice
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gamut
+from gamut.codecs.codec import Codec
+from gamut.codecs.flow import FlowConfig, Voice
+from gamut.codecs.hift import HiFTConfig
+from gamut.codecs.token2wav import Token2Wav, Token2WavConfig, decode_together, read_voices
+from gamut.io.convert import convert
+from gamut.io.keys import flow as flow_keys
+from gamut.io.keys import hift as hift_keys
+from gamut.io.token2wav import read_yaml
+
+YAML = """
+# HyperPyYAML: tags name classes, which nothing here builds
+__set_seed: !apply:random.seed [1986]
+mels: 8
+flow: !new:cosyvoice2.flow.flow.CausalMaskedDiffWithXvec
+    input_size: 16
+    output_size: !ref <mels>
+    spk_embed_dim: 6
+    output_type: 'mel'
+    vocab_size: 50
+    encoder: !new:cosyvoice2.transformer.upsample_encoder_v2.UpsampleConformerEncoderV2
+        input_size: 16
+        output_size: 16
+        input_layer: 'linear'
+        pre_lookahead_len: 3
+        num_blocks: 2
+        num_up_blocks: 1
+        up_scale_factor: 2
+        attention_heads: 2
+        linear_units: 24
+        normalize_before: True
+    decoder: !new:cosyvoice2.flow.flow_matching.CausalConditionalCFM
+        inference_cfg_rate: 0.7
+        estimator: !new:cosyvoice2.flow.decoder_dit.DiT
+            in_channels: 32
+            out_channels: !ref <mels>
+            mlp_ratio: 4.0
+            depth: 2
+            num_heads: 2
+            head_dim: 8
+            hidden_size: 16
+"""
+HIFT = HiFTConfig(mels=8, width=16, pitch_width=8)
+
+
+def made() -> Token2Wav:
+    codec = Token2Wav(Token2WavConfig(FlowConfig(**vars(CONFIG) | {"steps": 1, "chunk": 25}), HIFT))
+    lively(codec.flow)
+    lively(codec.hift, scale=0.3)
+    codec.voices = {"a": voice(4), "b": voice(3, 1)}
+    return codec.eval()
+
+
+CODEC = made()
+READ = CODEC.read("a")
+
+
+def test_it_fits_the_socket():
+    assert isinstance(CODEC, Codec) and CODEC.stride == (960,) and CODEC.rate == 24000 and CODEC.vocab == 50
+    with pytest.raises(ValueError, match=r"only decodes; S3Tokenizer\.encode makes the tokens"):
+        CODEC.encode(torch.zeros(1, 960))
+
+
+def test_offline_lengths_and_rows():
+    rows = torch.stack([ids(9), ids(9, 1)])
+    wav = CODEC.decode(rows)
+    assert wav.shape == (2, 9 * 960) and float(wav.abs().max()) <= 0.9901
+    assert torch.allclose(CODEC.decode(rows[1:]), wav[1:], atol=1e-4)
+    assert CODEC.decode(ids(0)[None]).shape == (1, 0)
+
+
+@pytest.mark.parametrize("count", [3, 27, 28, 53, 80])
+def test_the_released_sample_counts(count):
+    """25 tokens at a time: 20,160 samples first, then 24,000, the rest at the end; 960 a token in all."""
+    stream = CODEC.open(voice=READ)
+    sizes = [size for i in range(count) if (size := stream.decode(ids(1, i)[None]).shape[1])]
+    middle = (count - 3) // 25
+    assert sizes == [20160, 24000, 24000][:middle]
+    assert stream.flush().shape[1] == count * 960 - sum(sizes) and stream.flush().shape[1] == 0
+
+
+@settings(max_examples=6)
+@given(st.integers(1, 40), st.sampled_from([4, 10, (2, 9)]), st.data())
+def test_how_calls_are_cut_does_not_matter(count, chunk, data):
+    cuts = sorted(data.draw(st.lists(st.integers(0, count), max_size=4)))
+    row = ids(count, count)[None]
+    whole, sliced = CODEC.open(1, chunk, READ), CODEC.open(1, chunk, READ)
+    once = torch.cat([whole.decode(row), whole.flush()], 1)
+    pieces = [sliced.decode(row[:, a:b]) for a, b in zip([0, *cuts], [*cuts, count], strict=True)]
+    assert torch.equal(torch.cat([*pieces, sliced.flush()], 1), once) and once.shape == (1, count * 960)
+
+
+def test_streams_together_are_streams_alone():
+    rows = [ids(30)[None], ids(21, 1)[None]]
+    alone = []
+    for row, name in zip(rows, ("a", "b"), strict=True):
+        with CODEC.streaming(1, 10, name) as stream:
+            alone.append(torch.cat([stream.decode(row), stream.flush()], 1))
+    streams = [CODEC.open(1, 10, "a"), CODEC.open(1, 10, "b")]
+    first = decode_together(streams, [rows[0][:, :17], rows[1]])
+    rest = decode_together(streams, [rows[0][:, 17:], rows[1][:, :0]], end=True)
+    for k in range(2):
+        assert torch.allclose(torch.cat([first[k], rest[k]], 1), alone[k], atol=2e-4)
+
+
+def test_voices_are_chosen_and_kept(tmp_path):
+    row = ids(6)[None]
+    assert torch.equal(CODEC.decode(row), CODEC.decode(row, "a"))
+    assert (CODEC.decode(row, "a") - CODEC.decode(row, "b")).abs().max() > 1e-4
+    gamut.save(CODEC, tmp_path / "codec")
+    again = gamut.load(tmp_path / "codec")
+    assert list(again.voices) == ["a", "b"]
+    assert torch.allclose(again.decode(row, "b"), CODEC.decode(row, "b"), atol=1e-3)
+    with pytest.raises(ValueError, match="no voice 'c'; there is a, b"):
+        CODEC.decode(row, "c")
+    silent = Token2Wav(CODEC.config)
+    with pytest.raises(ValueError, match=r"no default voice; there is none: make one with Token2Wav\.voice"):
+        silent.decode(row)
+    spoken = CODEC.voice(ids(4), torch.randn(9000), torch.ones(6))
+    assert spoken.mel_MT.shape == (8, 8)  # of the 18 frames, as many as the tokens stand for
+    torch.save({}, tmp_path / "v.pt")
+    with pytest.raises(ValueError, match="truncated or not a safetensors file"):
+        read_voices(tmp_path / "v.pt")
+
+
+def released(path, leave_out: str = "", yaml: str = YAML):
+    """A token2wav folder as it is released, with random weights."""
+    path.mkdir()
+    flow = flow_keys.to_official(CODEC.flow.state_dict())
+    hift = hift_keys.to_official(CODEC.hift.state_dict(), vars(HIFT))
+    torch.save(flow, path / "flow.pt")
+    torch.save({f"generator.{name}": tensor for name, tensor in hift.items()}, path / "hift.pt")
+    (path / "flow.yaml").write_text(yaml)
+    (path / "campplus.onnx").write_bytes(b"")
+    if leave_out:
+        (path / leave_out).unlink()
+    return path
+
+
+def test_a_released_folder_becomes_a_codec(tmp_path):
+    folder = convert(released(tmp_path / "src"), tmp_path / "ours")
+    codec = gamut.load(folder)
+    assert isinstance(codec, Token2Wav) and codec.config.flow.steps == 10
+    plain = Voice.of(torch.ones(6), 8)
+    assert torch.allclose(codec.decode(ids(5)[None], plain, steps=1), CODEC.decode(ids(5)[None], plain), atol=1e-3)
+    card = (folder / "README.md").read_text()
+    assert "campplus.onnx` (there)" in card and "speech_tokenizer_v2_25hz.onnx` (missing)" in card
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no whole token2wav folder: hift\.pt missing, got campplus\.onnx, flow"):
+        convert(released(tmp_path / "a", "hift.pt"), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"describes no flow: looked for an entry with an encoder.*got mels"):
+        convert(released(tmp_path / "b", yaml="mels: 8\n"), tmp_path / "out")
+    with pytest.raises(ValueError, match="is not YAML"):
+        convert(released(tmp_path / "c", yaml="a: [1"), tmp_path / "out")
+    (tmp_path / "d.pt").write_bytes(b"")
+    broken = released(tmp_path / "d")
+    tensors = torch.load(broken / "flow.pt")
+    torch.save(tensors | {"extra.weight": torch.ones(1)}, broken / "flow.pt")
+    with pytest.raises(ValueError, match=r"\['extra.weight'\] have no official name"):
+        convert(broken, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_yaml_tags_are_dropped_and_nothing_is_built(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("a: !new:os.system\n  command: 'false'\nb: !ref <c>\nc: 4\nd: !apply:os.remove ['x']\ne: !x '5'\n")
+    assert read_yaml(file) == {"a": {"command": "false"}, "b": 4, "c": 4, "d": ["x"], "e": 5}
+
+
+def test_mels_must_agree():
+    with pytest.raises(ValueError, match="flow and vocoder must have the same mels, got 8 and 80"):
+        Token2WavConfig(CONFIG, HiFTConfig())
