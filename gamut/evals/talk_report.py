@@ -16,7 +16,7 @@ MEASURED = "metrics.json"  # beside the weights: what they scored when they were
 
 
 def provenance(origin: str, steps: Mapping[str, int], metrics: Mapping[str, float], shipped: Path) -> list[Any]:
-    """What was learned in this run, and in how many updates; what came ready made; its scores beside the shipped ones."""
+    """What was learned in this run, in how many updates; what came ready made; scores beside those shipped."""
     ready = "shipped ready made, in weights/"
     rows = [(part, f"learned in this run: {count} updates, on: {origin}" if count else ready)
             for part, count in steps.items()]  # fmt: skip

@@ -206,7 +206,10 @@ def shipped(folder: str) -> Path:
     return Path(folder) if Path(folder).exists() else Path(__file__).parents[2] / folder
 
 
-BASE = "# Step-Audio 2, tiny, before it learns to answer\n\nTranscribes, reads aloud, does sums in writing. Trained on: {}.\n"
+BASE = """# Step-Audio 2, tiny, before it learns to answer
+
+Transcribes, reads aloud, does sums in writing. Trained on: {}.
+"""
 CARD = """# Step-Audio 2, tiny
 
 Hears strings of spoken digits and answers in text or aloud. Trained by `gamut run step_audio_2` on: {} ({});
