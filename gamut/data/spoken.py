@@ -17,11 +17,12 @@ RATE = 8000  # Hz
 
 @dataclass(frozen=True)
 class Said:
-    """A string of digits as sound: wav (T,) at 8 kHz, what is said, and where (samples) each digit lies."""
+    """A string of digits as sound: wav (T,) at 8 kHz, what is said, where (samples) each digit lies, who says it."""
 
     wav: Tensor
     digits: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
+    speakers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Digits:
         self.digits = [int(clip.labels["digit"]) for clip in kept]
         self.speakers = [clip.speaker for clip in kept]
         self.by_digit = {d: [i for i, digit in enumerate(self.digits) if digit == d] for d in range(10)}
+        self.by_voice = {(name, d): [i for i in ids if self.speakers[i] == name]
+                         for name in sorted(set(self.speakers)) for d, ids in self.by_digit.items()}  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.wavs)
@@ -76,17 +79,21 @@ class Digits:
         return Digits([self.clips[i] for i in which])
 
     def say(
-        self, digits: Sequence[int], rng: random.Random, *, vary: bool = True, gap: tuple[float, float] = (0.02, 0.3)
+        self, digits: Sequence[int], rng: random.Random, *, vary: bool = True, gap: tuple[float, float] = (0.02, 0.3),
+        speaker: str = "",
     ) -> Said:
         """Each digit by a recording drawn at random, silence between and around.
 
         Args:
             vary: change speed by up to 13 % (pitch goes with it) and loudness by up to 5 dB per digit.
             gap: least and greatest silence in seconds.
+            speaker: who says all of it; anybody, digit by digit, if empty.
         """
-        parts, spans, at = [_silence(rng, gap)], [], 0
+        parts, spans, names, at = [_silence(rng, gap)], [], [], 0
         for digit in digits:
-            wav = self.wavs[rng.choice(self.by_digit[digit])]
+            take = rng.choice(self.by_voice[speaker, digit] if speaker else self.by_digit[digit])
+            wav = self.wavs[take]
+            names.append(self.speakers[take])
             if vary:
                 wav = wav * 10 ** rng.uniform(-0.25, 0.25)
                 if rng.random() < 0.5:
@@ -95,7 +102,7 @@ class Digits:
             spans.append((at, at + len(wav)))
             at += len(wav)
             parts += [wav, _silence(rng, gap)]
-        return Said(torch.cat(parts), tuple(digits), tuple(spans))
+        return Said(torch.cat(parts), tuple(digits), tuple(spans), tuple(names))
 
 
 def _silence(rng: random.Random, seconds: tuple[float, float]) -> Tensor:
@@ -112,6 +119,11 @@ def noisy(wav: Tensor, rng: random.Random, quiet: float = -4.5, loud: float = -2
     if rng.random() < 0.3:
         return wav
     return wav + white(len(wav), rng) * 10 ** rng.uniform(quiet, loud)
+
+
+def at_ratio(wav: Tensor, decibel: float, rng: random.Random) -> Tensor:
+    """White noise added, so many dB below the sound's own RMS. Seeded by ``rng``."""
+    return wav + white(len(wav), rng) * wav.square().mean().sqrt() * 10 ** (-decibel / 20)
 
 
 def white(length: int, rng: random.Random) -> Tensor:

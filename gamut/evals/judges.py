@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from gamut.codecs.griffin_lim import log_mel
 from gamut.codecs.mel import levelled
+from gamut.data.listening import judge_mel
 from gamut.data.noise import not_speech
 from gamut.data.spoken import RATE, Digits
 from gamut.io.fsdd import DIGITS
@@ -19,11 +19,6 @@ from gamut.io.media import resample
 from gamut.models.judge import DigitJudge, best_path
 
 SURE = 0.9  # a confidence from which the judge counts as convinced; ours
-
-
-def judge_mel(wav: Float[Tensor, "*B T"], mels: int = 64) -> Float[Tensor, "*B M F"]:
-    """The log-mel that ``DigitJudge`` takes."""
-    return log_mel(wav, rate=RATE, n_fft=512, win=320, hop=80, mels=mels)
 
 
 @torch.no_grad()
@@ -50,6 +45,35 @@ def trust(judge: DigitJudge, digits: Digits, seed: int = 0) -> dict[str, float]:
         "judge/accuracy": right / len(real),
         "judge/fooled": sum(confidence >= SURE for _, confidence in other) / len(other),
         "judge/sure": sum(confidence >= SURE for _, confidence in real) / len(real),
+    }
+
+
+@torch.no_grad()
+def who(judge: DigitJudge, wav_T: Float[Tensor, " T"]) -> tuple[str, float]:
+    """(who speaks, confidence in [0, 1]) of 8 kHz sound; where nobody does, ("", 0).
+
+    The frames in which somebody speaks vote with their probabilities. Confidence is the winner's share of them, lowered
+    where fewer than 0.16 s of the sound are anybody's.
+    """
+    wav_T = F.pad(levelled(wav_T), (RATE // 10,) * 2)
+    p_PC = judge(judge_mel(wav_T, judge.config.mels)[None])[0].exp()
+    spoken = p_PC[:, -1] < 0.5
+    if not spoken.any():
+        return "", 0.0
+    votes = p_PC[spoken, :-1].sum(0)
+    best = int(votes.argmax())
+    return judge.config.names[best], float(votes[best] / spoken.sum()) * min(1.0, int(spoken.sum()) / 8)
+
+
+def trust_speakers(judge: DigitJudge, digits: Digits, seed: int = 0) -> dict[str, float]:
+    """`trust` for a judge of speakers: ``speakers/accuracy``, ``speakers/fooled`` and ``speakers/sure``."""
+    rng = random.Random(seed)
+    real = [who(judge, wav) for wav in digits.wavs]
+    other = [who(judge, not_speech(digits, rng)) for _ in digits.wavs]
+    return {
+        "speakers/accuracy": sum(n == m for (n, _), m in zip(real, digits.speakers, strict=True)) / len(real),
+        "speakers/fooled": sum(confidence >= SURE for _, confidence in other) / len(other),
+        "speakers/sure": sum(confidence >= SURE for _, confidence in real) / len(real),
     }
 
 

@@ -24,6 +24,7 @@ class DigitJudgeConfig(Plain):
     dilations: tuple[int, ...] = (1, 2, 4, 1, 2)
     classes: int = 10
     floor: float = -5.0  # natural-log mel below which nothing is heard: silence and faint noise look alike
+    names: tuple[str, ...] = ()  # what the classes are called, where they are not digits
 
 
 class DigitJudge(Pretrained, nn.Module):
