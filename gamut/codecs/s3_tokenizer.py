@@ -125,7 +125,11 @@ class S3Tokenizer(Pretrained, nn.Module):
     ) -> tuple[Float[Tensor, "N T C"], Int[Tensor, "N T"]]:
         """(codes, ids). Codes are what the other half of a recogniser sees: in version 2 coordinates in [-1, 1], in
         version 1 the codeword; gradients pass straight through."""
-        return self.codes(hidden_NTD if self.config.version == 1 else self.project(hidden_NTD).float())
+        return self.codes(self.latent(hidden_NTD))
+
+    def latent(self, hidden_NTD: Float[Tensor, "N T D"]) -> Float[Tensor, "N T C"]:
+        """What is rounded (version 2) or compared with the codewords (version 1)."""
+        return hidden_NTD if self.config.version == 1 else self.project(hidden_NTD).float()
 
     def forward(
         self, mels_NMF: Float[Tensor, "N M F"], lens_N: Int[Tensor, " N"] | None = None
