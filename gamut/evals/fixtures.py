@@ -72,9 +72,9 @@ class Row(NamedTuple):
 
 
 def compare(name: str, ours: Ours | None, wanted: Tensor, tolerance: float) -> Row:
-    """Largest absolute difference where it counts; integers and booleans must be equal."""
-    exact = not wanted.is_floating_point()
-    allowed = "equal" if exact else f"{tolerance:.0e}"
+    """Largest absolute difference where it counts; integers and booleans must be equal, unless 1 or more is allowed."""
+    exact = not wanted.is_floating_point() and tolerance < 1
+    allowed = "equal" if exact else f"{tolerance:.0e}" if tolerance < 1 else f"{tolerance:g}"
     if ours is None:
         return Row(name, "not computed", allowed, False)
     value = ours.value.detach().cpu()

@@ -25,6 +25,7 @@ from gamut.evals.parity_flow import run_flow, run_flow_v1
 from gamut.evals.parity_lm import run_qwen, run_step1
 from gamut.evals.parity_text import run_ta4, run_tool_calls
 from gamut.evals.parity_tokenizers import run_linguistic, run_s3
+from gamut.evals.parity_vocoder import run_hift, run_hift_stream
 from gamut.io.files import atomic_write
 
 Config = Mapping[str, Any]
@@ -46,6 +47,10 @@ def _qwen(kind: str, tied: bool | None = None) -> Family:
     return Family(run_qwen, looks=looks)
 
 
+def _hift(c: Config, cumulative: bool = False) -> bool:
+    return "upsample_rates" in c and (c["sampling_rate"] == 22050) == cumulative
+
+
 FAMILIES = {
     "qwen2": _qwen("qwen2", tied=False),
     "qwen2_tied": _qwen("qwen2", tied=True),
@@ -63,6 +68,13 @@ FAMILIES = {
     "s3_tokenizer_v1": Family(run_s3, looks=lambda c: "n_audio_layer" in c and "n_codebook_size" in c),
     "step_audio_2_flow": Family(run_flow, looks=lambda c: {"chunk_tokens", "estimator"} <= set(c)),
     "step_audio_flow": Family(run_flow_v1, looks=lambda c: {"input_frame_rate", "estimator"} <= set(c)),
+    "hift_24k": Family(
+        run_hift, {"": 1e-4, "f0": 5e-4, "source": 2e-3, "full.": 5e-3}, lambda c: _hift(c) and "mel_cache_len" not in c
+    ),
+    "hift_24k_stream": Family(run_hift_stream, {"": 64}, lambda c: _hift(c) and "mel_cache_len" in c),
+    "hift_22k": Family(
+        run_hift, {"": 1e-4, "f0": 5e-4, "source": 5e-4, "full.": 2e-3}, lambda c: _hift(c, cumulative=True)
+    ),
     "sanm_linguistic_tokenizer": Family(
         run_linguistic, {"": 1e-3, "lfr_feats": 2e-3}, lambda c: "encoder_chunk_look_back" in c
     ),
@@ -70,7 +82,6 @@ FAMILIES = {
     "step_audio_2_tool_calls": Family(run_tool_calls, looks=lambda c: {"complete", "stream_chunked"} <= set(c)),
 }
 NOT_BUILT = (
-    "hift_24k", "hift_24k_stream", "hift_22k",
     "step_video_t2v_dit", "step_video_ti2v_dit", "step_video_vae",
     "step1x_3d_vae", "step1x_3d_vae_uniform", "step1x_3d_dit", "step1x_3d_dit_label", "step1x_3d_dit_proj",
     "step1x_3d_sampling", "step1x_3d_label", "step1x_3d_volume", "step1x_3d_mv_attention", "step1x_3d_t2i_adapter",
