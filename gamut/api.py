@@ -189,9 +189,11 @@ def maker(folder: Path) -> Recipe:
     raise ValueError(f"'{folder}' is neither a run of a recipe nor a model of one; give a folder of runs/ or weights/")
 
 
-def load(name: str | Path, size: str = "tiny") -> Any:
+def load(name: str | Path, size: str = "tiny", *, dtype: Any = ...) -> Any:
     """A model or codec with its weights: of a recipe that ships them, of a run, of a folder of ours or a released one.
 
+    Args:
+        dtype: of the weights, a torch.dtype; None keeps the file's. Float32 if left out.
     Raises:
         ValueError: if there is no such folder and no such shipped recipe, or nothing of that size is shipped.
     """
@@ -206,7 +208,8 @@ def load(name: str | Path, size: str = "tiny") -> Any:
     if not described.exists():
         raise ValueError(f"'{folder}' holds no config.json, so it is not a checkpoint; there is: {_children(folder)}")
     config = json.loads(described.read_text())
-    return _class(config.get("class") or family(config, folder)[0]).from_pretrained(folder)
+    kind = _class(config.get("class") or family(config, folder)[0])
+    return kind.from_pretrained(folder) if dtype is ... else kind.from_pretrained(folder, dtype)
 
 
 def shipped(name: str, size: str = "tiny") -> Path:

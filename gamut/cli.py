@@ -253,15 +253,20 @@ def _able(recipe: Recipe, what: str) -> None:
 
 
 def convert(src: Path, dst: Path, /) -> None:
-    """Read an official checkpoint folder and write ours.
+    """Read an official checkpoint folder and write ours, then load that.
 
     Args:
         src: config.json with safetensors or .bin / .pt files.
         dst: a folder that does not exist yet.
     """
+    from gamut import api
     from gamut.io.convert import convert
 
-    print(convert(src, dst))
+    made = convert(src, dst)
+    model = api.load(made, dtype=None)  # strictly, as every use of it will
+    count = sum(p.numel() for p in model.parameters())
+    console().print(Text(f"it loads as {type(model).__name__}: {count:,} parameters, every name and shape as asked"))
+    print(made)
 
 
 def export(
@@ -362,14 +367,22 @@ def _ours(error: BaseException) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, 2 for a mistake in what was typed or given, 130 when stopped by Ctrl-C."""
+    """Exit code: 0, 2 for a mistake in what was typed or given, 130 when stopped by Ctrl-C, 141 by a closed pipe."""
     errors = Console(stderr=True, soft_wrap=True)
     try:
-        dispatch(sys.argv[1:] if argv is None else argv)
+        try:
+            dispatch(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()  # here, where a reader that went away (`| head`) can be dealt with
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        return 141
     except (ValueError, ImportError, FloatingPointError, ConnectionError) as error:
         if os.environ.get("GAMUT_TRACEBACK") or not _ours(error):
             raise
         errors.print(Text(f"error: {error}", "bold red"))
+        for note in getattr(error, "__notes__", ()):
+            errors.print(Text(note, "red"))
         return 2
     except KeyboardInterrupt as stop:
         errors.print(Text(f"\n{stop}" if str(stop) else "\nstopped"))

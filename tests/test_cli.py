@@ -159,6 +159,20 @@ def test_a_mistake_found_while_running_is_one_message(call):
     assert code == 2 and err.count("\n") == 1 and "choose one with --name" in err
 
 
+def test_notes_of_an_error_are_printed_below_it(call):
+    code, _, err = call("run", TOY, "--fail", "note")
+    assert code == 2 and err.splitlines()[-2:] == [
+        "error: pad_mels needs at least one log-mel, got none", "while making batch 0 of the data"]
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    """`gamut plan scaling --help | head -1`"""
+    command = [sys.executable, "-m", "gamut", "plan", "scaling", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
+
+
 def test_a_bug_keeps_its_traceback(call):
     with pytest.raises(ValueError, match="not from gamut"):
         call("run", TOY, "--fail", "bug")

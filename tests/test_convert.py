@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from gamut import cli
 from gamut.codecs.text import Tokenizer
 from gamut.io.convert import convert, export
 from gamut.io.folders import load_config, load_tensors, save_folder
@@ -57,6 +58,15 @@ def test_the_converted_folder_and_the_official_one_load_alike(golden, tmp_path, 
     ours = kind.from_pretrained(convert(src, tmp_path / "ours"))
     theirs = kind.from_pretrained(src)
     assert same(ours.state_dict(), theirs.state_dict()) and ours.config == theirs.config
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "step_audio_2_lm"])
+def test_the_command_loads_what_it_wrote(golden, tmp_path, capsys, name):
+    src, weights = official_folder(golden, name, tmp_path / "src")
+    assert cli.main(["convert", str(src), str(tmp_path / "ours")]) == 0
+    said, path = capsys.readouterr().out.splitlines()
+    kind, count = ("Omni", "LM")[name == "qwen2_moe"], sum(w.numel() for w in weights.values())
+    assert said.startswith(f"it loads as {kind}: {count:,} parameters") and path == str(tmp_path / "ours")
 
 
 @pytest.mark.parametrize("name", QWEN)

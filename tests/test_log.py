@@ -8,8 +8,9 @@ import pytest
 import rich
 from rich.console import Console
 
+from gamut.io.progress import clock, counting, progress
 from gamut.train import log
-from gamut.train.log import METRICS, PARTS, RATES, View, clock, meaning, progress, short, sparkline
+from gamut.train.log import METRICS, PARTS, RATES, View, meaning, short, sparkline
 
 
 @pytest.fixture
@@ -105,3 +106,14 @@ def test_progress_passes_items_on_and_says_when_it_is_done(screen):
     assert list(progress([3, 1, 2], "clips judged")) == [3, 1, 2]
     assert list(progress(iter("ab"), "letters")) == ["a", "b"]
     assert text.getvalue().splitlines() == ["clips judged: 3 in 0 s", "letters: 2 in 0 s"]
+
+
+def test_what_is_counted_by_hand_tells_how_long_it_still_takes(screen, monkeypatch):
+    text = screen(terminal=False)
+    monkeypatch.setattr("gamut.io.progress.LINE", 0.0)
+    with counting("questions", 4) as seen:
+        seen.began -= 10
+        seen.step()
+        seen.step(3)
+    assert text.getvalue().splitlines() == [
+        "questions: 1/4 (25%) · 30 s left", "questions: 4/4 (100%) · 0 s left", "questions: 4 in 10 s"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 import warnings
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gamut.io.env import environment
-from gamut.io.runs import Run
+from gamut.io.runs import BOARD, Run
 
 
 def test_a_second_run_never_overwrites_the_first(tmp_path):
@@ -92,6 +93,22 @@ def test_tensorboard_shows_each_step_once_after_a_rewind(tmp_path):
     run.close()
     events = EventAccumulator(str(run.path / "tensorboard" / "codec")).Reload().Scalars("loss")
     assert [(event.step, event.value) for event in events] == [(1, 1.0), (2, 20.0)]
+
+
+def test_tensorboard_gets_a_step_a_second_and_the_last(tmp_path):
+    """metrics.jsonl has them all."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = Run.create(tmp_path, "a", {})
+    began = time.monotonic()
+    for step in range(1, 201):
+        run.log("codec", step, {"loss": step})
+    seconds = time.monotonic() - began
+    run.close()
+    events = EventAccumulator(str(run.path / "tensorboard" / "codec")).Reload().Scalars("loss")
+    steps = [event.step for event in events]
+    assert steps[0] == 1 and steps[-1] == 200 and len(steps) <= 3 + seconds / BOARD
+    assert len(run.curves()["codec"]["loss"]) == 200
 
 
 def test_a_tensorboard_that_fails_does_not_stop_the_run(tmp_path):

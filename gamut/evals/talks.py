@@ -27,6 +27,7 @@ from gamut.generate.ar import Prompt, Sample, generate
 from gamut.generate.sampling import Sampling
 from gamut.generate.speaker import Speaker
 from gamut.generate.tools import Toolbox, calculator
+from gamut.io.progress import Progress, counting
 from gamut.models.judge import DigitJudge
 from gamut.models.omni import Omni
 
@@ -54,20 +55,26 @@ class Answer:
         return self.text == self.wanted
 
 
-def answer_all(speaker: Speaker, answers: Sequence[Answer], sampling: Sampling = GREEDY) -> None:
-    """Fill in the answers, many at once: a turn in text first where a tool is to be called, then the answer itself."""
+def answer_all(
+    speaker: Speaker, answers: Sequence[Answer], sampling: Sampling = GREEDY, seen: Progress | None = None
+) -> None:
+    """Fill in the answers, many at once: a turn in text first where a tool is to be called, then the answer itself.
+
+    ``seen`` is told of every turn that ends (``turns`` of them).
+    """
     words, marks = speaker.words, Marks.of(speaker.words, speaker.codec.vocab)
     mels = [hear(answer.sound, RATE) for answer in answers]
     for answer, mel in zip(answers, mels, strict=True):
         answer.messages = question(answer.task, mel.shape[-1])
     asked = [i for i, answer in enumerate(answers) if answer.task.tool]
-    for i, sample in zip(asked, _turn(speaker, answers, mels, asked, sampling, first=True), strict=True):
+    for i, sample in zip(asked, _turn(speaker, answers, mels, asked, sampling, seen, first=True), strict=True):
         calls = parse_tool_calls(words.decode(sample.ids)).calls
         answers[i].call = calls[0].arguments if calls else ""
         answers[i].messages.append(remember(sample.ids, words))
         answers[i].messages += [result.message for result in speaker.tools.run(calls)]
     everyone = range(len(answers))
-    for answer, sample in zip(answers, _turn(speaker, answers, mels, everyone, sampling, first=False), strict=True):
+    samples = _turn(speaker, answers, mels, everyone, sampling, seen, first=False)
+    for answer, sample in zip(answers, samples, strict=True):
         answer.ids = [i for i in sample.ids if i != words.id(EOT)]
         parts = parse_ta4(answer.ids, answer.aloud, marks)
         answer.text = words.decode(parts.text_ids if answer.aloud else parts.other_ids)
@@ -76,8 +83,8 @@ def answer_all(speaker: Speaker, answers: Sequence[Answer], sampling: Sampling =
 
 
 def _turn(
-    speaker: Speaker, answers: Sequence[Answer], mels: list[Tensor], which: Sequence[int], sampling: Sampling, *,
-    first: bool,
+    speaker: Speaker, answers: Sequence[Answer], mels: list[Tensor], which: Sequence[int], sampling: Sampling,
+    seen: Progress | None, *, first: bool,
 ) -> list[Sample]:
     prompts = []
     for i in which:
@@ -86,8 +93,20 @@ def _turn(
         schemas = speaker.tools.schemas if answer.task.tool else None
         ids = encode_chat(answer.messages, speaker.words, schemas, prefill=prefill, codes=speaker.codec.vocab)
         prompts.append(Prompt(ids, speaker.model.prompt(ids, *pad_mels([mels[i]]))))
-    sampling = replace(sampling, max_new=LONGEST, stop=(speaker.words.id(EOT),), logprobs=False)
-    return generate(speaker.model.lm, prompts, sampling) if prompts else []
+    stop, lengths = speaker.words.id(EOT), Counter()
+
+    def told(index: int, id: int, logprob: float) -> None:
+        lengths[index] += 1
+        if seen is not None and (id == stop or lengths[index] == LONGEST):
+            seen.step()
+
+    sampling = replace(sampling, max_new=LONGEST, stop=(stop,), logprobs=False)
+    return generate(speaker.model.lm, prompts, sampling, on_token=told) if prompts else []
+
+
+def turns(answers: Sequence[Answer]) -> int:
+    """How many turns these answers take."""
+    return sum(2 if answer.task.tool else 1 for answer in answers)
 
 
 def questions(digits: Digits, each: int, seed: int, aloud: bool, tasks: Sequence[Task] = TASKS) -> list[Answer]:
@@ -119,9 +138,12 @@ def examine(
     ``/ceiling``: the right answers said by held-out recordings of the voice, through the codec, to the same judge.
     """
     written = questions(digits, each, seed, aloud=False)
-    answer_all(speaker, written)
-    silent = [replace(answer, sound=torch.zeros_like(answer.sound), messages=[]) for answer in written]
-    answer_all(speaker, silent)
+    silent = [replace(answer, sound=torch.zeros_like(answer.sound)) for answer in written]
+    spoken = questions(digits, each, seed + 1, aloud=True, tasks=TASKS[1:])
+    with counting("answers", turns([*written, *silent, *spoken])) as seen:
+        answer_all(speaker, written, seen=seen)
+        answer_all(speaker, silent, seen=seen)
+        answer_all(speaker, spoken, Sampling(temperature=0.3, seed=seed), seen)
     metrics: dict[str, float] = {}
     transcripts, sums = _split(written)
     metrics["digits/wer"] = error_rate([a.wanted for a in transcripts], [a.text for a in transcripts])
@@ -135,8 +157,6 @@ def examine(
     called = [answer for answer in sums if answer.task.tool]
     exact = sum(json.loads(answer.call or "0") == call_arguments(answer.task, answer.digits) for answer in called)
     metrics["calculator/exact"] = exact / len(called)
-    spoken = questions(digits, each, seed + 1, aloud=True, tasks=TASKS[1:])
-    answer_all(speaker, spoken, Sampling(temperature=0.3, seed=seed))
     return metrics | _aloud(speaker.codec, judge, voice, spoken, seed), spoken
 
 

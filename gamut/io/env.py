@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]  # the checkout, or site-packages for
 PACKAGES = ("torch", "numpy", "scipy", "safetensors", "jaxtyping", "tyro", "rich")
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "neon", "asimd", "bf16")
 PROBES = {  # an extra is named installed when the package that it stands for is
-    "text": "tokenizers", "audio": "soundfile", "report": "jinja2", "judge": "pocketsphinx", "voice": "espeakng-loader",
-    "plan": "ortools", "oracle": "transformers", "test": "pytest",
+    "text": "tokenizers", "audio": "soundfile", "report": "tensorboard", "judge": "pocketsphinx",
+    "voice": "espeakng-loader", "plan": "ortools", "oracle": "transformers", "test": "pytest",
 }  # fmt: skip
 
 

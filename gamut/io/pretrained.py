@@ -66,11 +66,11 @@ class Pretrained:
         return config, keys.to_ours(tensors, asdict(config))
 
     @classmethod
-    def from_pretrained(cls: type[T], path: str | Path, dtype: torch.dtype = torch.float32) -> T:
+    def from_pretrained(cls: type[T], path: str | Path, dtype: torch.dtype | None = torch.float32) -> T:
         """From a folder that ``save_pretrained`` wrote, or an official one; the module is in evaluation mode.
 
         Args:
-            dtype: of the weights, whatever the file's.
+            dtype: of the weights, whatever the file's; None keeps that.
         Raises:
             ValueError: another class or family, unknown config fields, and what ``io/folders.py`` says of the files.
         """

@@ -16,6 +16,7 @@ from typing import Any
 from gamut.io.env import environment
 from gamut.io.files import atomic_write
 
+BOARD = 1.0  # seconds between two steps in tensorboard, at least
 Curves = dict[str, dict[str, list[tuple[int, float]]]]  # stage -> name -> [(step, value), ...] by step
 
 
@@ -30,6 +31,8 @@ class Run:
         self.path = path
         self._log = None  # the open metrics.jsonl
         self._boards: dict[str, Any] = {}  # stage -> tensorboard writer; one folder each: purging one spares the rest
+        self._shown: dict[str, float] = {}  # stage -> when tensorboard was last written to
+        self._waiting: dict[str, tuple[int, Mapping[str, float]]] = {}  # stage -> what was left out since
 
     @classmethod
     def create(cls, root: str | Path, name: str, config: Mapping[str, Any]) -> "Run":
@@ -109,7 +112,13 @@ class Run:
         if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
             atomic_write(path, data[: data.rfind(b"\n") + 1])
 
-    def _board(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+    def _board(self, stage: str, step: int, values: Mapping[str, float], *, all: bool = False) -> None:
+        """Tensorboard's copy: about one step a second (an event costs more than a small model's step), and the last."""
+        if not all and time.monotonic() - self._shown.get(stage, -math.inf) < BOARD:
+            self._waiting[stage] = step, values
+            return
+        self._shown[stage] = time.monotonic()
+        self._waiting.pop(stage, None)
         try:
             if stage not in self._boards:
                 from torch.utils.tensorboard import SummaryWriter
@@ -165,7 +174,9 @@ class Run:
         """Flush and close metrics.jsonl and the tensorboard files; logging again reopens them."""
         if self._log is not None:
             self._log.close()
+        for stage, (step, values) in list(self._waiting.items()):
+            self._board(stage, step, values, all=True)
         for writer in self._boards.values():
             if writer is not None:
                 writer.close()
-        self._log, self._boards = None, {}
+        self._log, self._boards, self._shown = None, {}, {}

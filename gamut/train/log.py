@@ -3,9 +3,8 @@
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import nullcontext
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rich import get_console
 from rich.console import Group
@@ -15,9 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-Item = TypeVar("Item")
-FRAME = 0.5  # seconds between two pictures of the live panel, at least
-LINE = 5.0  # seconds between two plain lines, at most; each tenth of the way prints one as well
+from gamut.io.progress import FRAME, LINE, clock
 
 # name -> (unit, meaning). A name with a prefix ("eval/loss") means the same, measured on what the prefix says.
 METRICS: dict[str, tuple[str, str]] = {
@@ -48,16 +45,6 @@ COUNTS = ("tokens", "audio_s")  # add up over micro-batches; every other number 
 def meaning(name: str) -> tuple[str, str] | None:
     """(unit, meaning) of a logged name, with or without a prefix; None if METRICS does not define it."""
     return METRICS.get(name) or METRICS.get(name.rsplit("/", 1)[-1])
-
-
-def clock(seconds: float) -> str:
-    """Seconds as a person writes them: 8 s, 2 min 05 s, 3 h 10 min."""
-    if not math.isfinite(seconds):
-        return "-"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole // 60 % 60:02d} min"
 
 
 def short(value: float) -> str:
@@ -200,33 +187,3 @@ class Quiet(View):
     def note(self, text: str) -> None: ...
 
     def end(self) -> None: ...
-
-
-def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """Go through ``items`` and show how far along it is: for stages that do not train (evaluate, generate, read)."""
-    total = len(items) if total is None and isinstance(items, Sized) else total
-    console = get_console()
-    began = shown = time.monotonic()
-    panel = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-    count = 0
-
-    def text() -> str:
-        took = time.monotonic() - began
-        if not total:
-            return f"{what}: {count} in {clock(took)}"
-        left = f" · {clock(took / count * (total - count))} left" if count else ""
-        return f"{what}: {count}/{total} ({100 * count // total}%){left}"
-
-    with panel or nullcontext():
-        for item in items:
-            yield item
-            count += 1
-            now = time.monotonic()
-            if now - shown < (FRAME if panel else LINE):
-                continue
-            shown = now
-            if panel:
-                panel.update(Text(text()), refresh=True)
-            else:
-                console.print(Text(text()), soft_wrap=True)
-    console.print(Text(f"{what}: {count} in {clock(time.monotonic() - began)}"), soft_wrap=True)
