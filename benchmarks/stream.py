@@ -1,60 +1,311 @@
-"""StreamRL's published cells beside simulated ones: python -m benchmarks.stream
+"""Published numbers of RL systems beside simulated ones: python -m benchmarks.stream (two minutes on one core)
 
-Inputs are the paper's: Figure 6's latency of 7B on one H800, Figure 7's lengths, Table 1's GPUs, Table 2's models. What
-it leaves open is set here and named in each line: tensor-parallel degree, share of peak FLOPS in training, exchange of
-models. FITTED cells were looked at when these were chosen; all other cells are prediction.
+Writes benchmarks/results/stream_published.jsonl, a line for every cell, and docs/stream.md, the tables made from it.
+Inputs are the papers': latency of 7B by batch size, lengths, GPUs, models, splits where printed. What they leave open
+was fitted, each number on the cells that `FITTED` names; every other cell is prediction.
 """
 
-import argparse
 import json
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from gamut.plan.stream import Job, compare
-from gamut.plan.stream_hardware import GPUS, MODELS
-from gamut.plan.stream_lengths import figure7
+import numpy as np
 
-OUT = Path(__file__).parent / "results" / "stream_published.jsonl"
-# Figure 8, samples/s, read off (to 0.1, 0.05, 0.03 for 5K, 10K, 20K): colocated, Sync, Async
-FIG8 = {
-    ("7b", "5k"): (12.89, 16.06, 21.35), ("7b", "10k"): (8.03, 8.80, 10.63), ("7b", "20k"): (4.79, 5.07, 5.70),
-    ("32b", "5k"): (5.96, 6.64, 7.60), ("32b", "10k"): (2.89, 3.22, 3.75), ("32b", "20k"): (1.83, 2.14, 2.43),
-    ("72b", "5k"): (4.04, 5.77, 7.21), ("72b", "10k"): (2.40, 3.03, 3.70), ("72b", "20k"): (1.49, 1.85, 2.24),
+from benchmarks import stream_cells as cells
+from gamut.io.files import atomic_write
+from gamut.plan.stream_generate import fuse_inference, generate
+from gamut.plan.stream_hardware import FILL, GPUS, MODELS, replica
+from gamut.plan.stream_job import Job, elastic, split, stages
+from gamut.plan.stream_lengths import Lengths, figure7
+from gamut.plan.stream_modes import simulate
+from gamut.plan.stream_policy import deal, rank_noise
+from gamut.plan.stream_pool import pool
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT, PAGE = ROOT / "benchmarks" / "results" / "stream_published.jsonl", ROOT / "docs" / "stream.md"
+POLICY, NOISE, ITERATIONS = "skew-max", 0.25, 4
+VERL_USE = 0.095  # share of peak FLOPS of verl's trainer in Figure 8; fitted
+DAPO = 0.6  # lengths of verl's runs relative to DeepSeek-R1's in production; fitted
+H20_USE = {"colocated": 0.165, "async": 0.65}  # share of an H20's peak FLOPS that verl's training reaches; fitted
+FITTED = {
+    "training reaches 0.30 of the peak": {"32b 20k async", "72b 20k async", "32b train on 24", "72b train on 48"},
+    "a replica has the fewest GPUs that hold 24 samples of the greatest length": {
+        f"{name} {lengths} async" for name in ("32b", "72b") for lengths in ("5k", "10k", "20k")
+    },
+    "an iteration ends with 15 s of training that do not shrink with the batch": {"7b 5k sync"},
+    "colocated: 0.5 s per 1e9 parameters to exchange models": {"72b 20k colocated"},
+    "colocated: a replica has 0.7 of the memory": {"skewness-aware scheduling"},
+    "verl's trainer in Figure 8 reaches 0.095 of the peak": {"72b 10k verl"},
+    "verl's own runs: 0.6 x the lengths of DeepSeek-R1's service; training reaches 0.165 of an H20's peak colocated, "
+    "0.65 apart": {"32 cards colocated", "32 cards asynchronous"},
 }  # fmt: skip
-SYSTEMS = ("colocated", "sync", "async")
-BUDGET = {"7b": 32, "32b": 64, "72b": 128}
-TP = {"7b": 1, "32b": 4, "72b": 8}  # not published; ours
-FITTED = {("7b", "20k", "colocated"), ("32b", "20k", "async")}  # these set the share of peak FLOPS
+
+
+@dataclass(frozen=True)
+class Cell:
+    table: str
+    cell: str
+    published: float
+    simulated: float
+    unit: str
+
+    @property
+    def error(self) -> float:
+        return self.simulated / self.published - 1
+
+    @property
+    def fitted(self) -> bool:
+        return any(self.cell in named for named in FITTED.values())
+
+
+def job_of(name: str, lengths: Lengths, gpu: str = "H800", **more: float) -> Job:
+    tp = replica(MODELS[name], GPUS[gpu], lengths.longest + 300)
+    return replace(Job(MODELS[name], GPUS[gpu], GPUS["H800"], lengths, tp=tp), **more)
+
+
+def throughput(job: Job, mode: str, pools: tuple[int, int], policy: str = POLICY) -> float:
+    setup = job.setup(mode, *pools, policy=policy, noise=NOISE)
+    return job.batch / simulate(setup, job.draw(ITERATIONS, 0), seed=0).steady
+
+
+def figure8() -> Iterator[Cell]:
+    """End to end. The split is Figure 10's where it is printed, else Algorithm 1's on the simulator."""
+    for (name, lengths), published in cells.FIGURE8.items():
+        job, gpus = job_of(name, figure7(lengths)), cells.BUDGET[name]
+        pools = cells.SPLIT.get(name) if lengths == "20k" else None
+        pools = pools or split(job, gpus, policy=POLICY, noise=NOISE)
+        for system, value in zip(cells.SYSTEMS, published, strict=True):
+            together = system in ("verl", "colocated")
+            here = replace(job, use=VERL_USE) if system == "verl" else job
+            made = throughput(here, "colocated" if together else system, (gpus, gpus) if together else pools,
+                              "fifo" if together else POLICY)  # fmt: skip
+            yield Cell("StreamRL Figure 8: throughput", f"{name} {lengths} {system}", value, made, "samples/s")
+
+
+def table3() -> Iterator[Cell]:
+    """What each part of the system adds, 72B at 20K."""
+    job, gpus = job_of("72b", figure7()), (128, 128)
+    base = throughput(job, "colocated", gpus, "fifo")
+    made = [throughput(job, "colocated", gpus)] + [throughput(job, m, cells.SPLIT["72b"]) for m in ("sync", "async")]
+    for (name, value), one in zip(cells.TABLE3.items(), made, strict=True):
+        yield Cell("StreamRL Table 3: ablation", name, value, one / base, "x colocated")
+
+
+def generation(job: Job, gpus: int, policy: str, noise: float, seeds: int = 4) -> float:
+    """Seconds to generate one batch, mean over draws."""
+    times, replicas = [], job.instances(gpus)
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        true = job.lengths.sample(job.batch, rng)
+        guess = rank_noise(true, noise, rng) if noise else true
+        queues = deal(guess, len(replicas), policy=policy, rng=rng, slots=replicas[0].slots,
+                      latency=lambda batch: replicas[0].latency(batch, job.prompt + job.lengths.mean / 2))  # fmt: skip
+        times.append(generate(replicas, queues, true, np.full(job.batch, job.prompt)).makespan)
+    return float(np.mean(times))
+
+
+def figure2() -> Iterator[Cell]:
+    """Why one pool for both stages is a poor fit: 7B, relative to 8 GPUs and to 1K tokens."""
+    job = job_of("7b", figure7().scaled(8 / 20))
+    base = generation(job, 8, "fifo", 0.0)
+    for gpus, value in cells.FIGURE2.items():
+        yield Cell("StreamRL Figure 2: scaling of 7B", f"generate on {gpus} GPUs", value,
+                   generation(job, gpus, "fifo", 0.0) / base, "x 8 GPUs")  # fmt: skip
+    base = replace(job, lengths=figure7().scaled(1 / 20))
+    for size, published in cells.FIGURE2_LENGTH.items():
+        here = replace(job, lengths=figure7().scaled(size / 20))
+        made = (generation(here, 32, "fifo", 0.0) / generation(base, 32, "fifo", 0.0), trained(here) / trained(base))
+        for what, value, one in zip(("generate", "train on"), published, made, strict=True):
+            yield Cell("StreamRL Figure 2: scaling of 7B", f"{what} {size}K tokens", value, one, "x 1K")
+
+
+def trained(job: Job) -> float:
+    one = job.training(32)
+    return one.update + one.token * job.batch * (job.lengths.mean + job.prompt)
+
+
+def figure9() -> Iterator[Cell]:
+    """Generation by Algorithm 2 relative to random placement, with the ranker's errors and with true lengths."""
+    for name, published in cells.FIGURE9.items():
+        job, gpus = job_of(name, figure7()), cells.SPLIT.get(name, (16, 16))[0]
+        base = generation(job, gpus, "fifo", 0.0)
+        for what, value, noise in zip(("ranker", "true lengths"), published, (NOISE, 0.0), strict=True):
+            yield Cell("StreamRL Figure 9: scheduling", f"{name} {what}", value,
+                       generation(job, gpus, POLICY, noise) / base, "x random")  # fmt: skip
+
+
+def figure10() -> Iterator[Cell]:
+    """Stages with half of the GPUs each and with the printed split, relative to generation with half of them."""
+    for name, published in cells.FIGURE10.items():
+        half, (x, y) = cells.BUDGET[name] // 2, cells.SPLIT[name]
+        timed = stages(job_of(name, figure7()), POLICY, NOISE)
+        base, made = timed(half)[0], (timed(half)[1], timed(x)[0], timed(y)[1])
+        for what, value, one in zip((f"train on {half}", f"generate on {x}", f"train on {y}"), published, made,
+                                    strict=True):  # fmt: skip
+            yield Cell("StreamRL Figure 10: allocation", f"{name} {what}", value, one / base, "x half")
+        found = split(job_of(name, figure7()), cells.BUDGET[name], policy=POLICY, noise=NOISE)
+        yield Cell("StreamRL Figure 10: allocation", f"{name} Algorithm 1, GPUs that generate", x, found[0], "GPUs")
+
+
+def figure11() -> Iterator[Cell]:
+    """The elastic rule while lengths grow from the 10K set to the 20K set over 23 iterations, from 32 GPUs."""
+    sets = [figure7().scaled(0.5 + 0.5 * i / 22) for i in range(23)]
+    lines = elastic(job_of("7b", figure7()), 16, 16, sets, policy=POLICY)
+    grown = [line["iteration"] for line in lines if line["grow"]]
+    for i, value in enumerate(cells.FIGURE11):
+        yield Cell("StreamRL Figure 11: elastic rule", f"machine {i + 1} added after", value,
+                   grown[i] if i < len(grown) else float("nan"), "iterations")  # fmt: skip
+
+
+def figure12() -> Iterator[Cell]:
+    """Two datacentres, 32 H20 that generate and 16 H800 that train by 80 Gbps, against 32 H800; equal cost."""
+    price = 32 * GPUS["H20"].cost + 16 * GPUS["H800"].cost
+    for lengths, published in cells.FIGURE12.items():
+        job = job_of("7b", figure7(lengths))
+        one = throughput(job, "async", split(job, 32, policy=POLICY, noise=NOISE))
+        far = throughput(job_of("7b", figure7(lengths), "H20", wire=10e9), "async", (32, 16))
+        made = (far, one * price / (32 * GPUS["H800"].cost))
+        for what, value, one in zip(("32 H20 + 16 H800", "32 H800"), published, made, strict=True):
+            yield Cell("StreamRL Figure 12: cost", f"{lengths} {what}", value, one, "samples/s")
+
+
+def chat_lengths(longest: int) -> Lengths:
+    """Vicuna-33B's answers cut at ``longest`` tokens."""
+    at, below = np.array([1, *cells.VICUNA]), np.array([0, *cells.VICUNA.values()])
+    return Lengths(np.minimum(at[:-1], longest), np.minimum(at[1:], longest), np.diff(below))
+
+
+def fused(pair: tuple[str, str], longest: int, thresholds: tuple[float, ...], inference: float):
+    """Generation on 256 H100s, fused with inference at the best of the thresholds."""
+    gpu, model = GPUS["H100"], MODELS[pair[0]]
+    lengths = chat_lengths(longest)
+    job = Job(model, gpu, gpu, lengths, 128, 512, replica(model, gpu, longest + 128))
+    replicas = job.instances(256)
+    true = job.draw(1, 0)[0]
+    queues = deal(true, len(replicas), policy="fifo", rng=np.random.default_rng(0))
+    return fuse_inference(replicas, queues, true, inference, thresholds=thresholds, saturated=FILL,
+                          capacity=replicas[0].slots)  # fmt: skip
+
+
+def rlhfuse() -> Iterator[Cell]:
+    """Generation is simulated; inference and training are the published seconds of the base system."""
+    grid = tuple(np.arange(0.05, 0.951, 0.05))
+    for (actor, critic, longest), row in cells.RLHFUSE8.items():
+        made = fused((actor, critic), longest, grid, row[1])
+        plain = fused((actor, critic), longest, (), row[1])
+        name = f"{actor}/{critic} {longest}"
+        yield Cell("RLHFuse Figure 8: stages", f"{name} generation", row[0], plain.generation, "s")
+        yield Cell("RLHFuse Figure 8: stages", f"{name} fused with inference", row[2], made.seconds, "s")
+        base, ours = cells.RLHFUSE7[actor, critic, longest]
+        yield Cell("RLHFuse Figure 7: throughput, training as published", f"{name} base", base,
+                   512 / (plain.seconds + row[3] + row[4] + row[6]), "samples/s")  # fmt: skip
+        yield Cell("RLHFuse Figure 7: throughput, training as published", f"{name} RLHFuse", ours,
+                   512 / (made.seconds + row[5] + row[7]), "samples/s")  # fmt: skip
+    for pair, published in cells.RLHFUSE9.items():
+        inference = cells.RLHFUSE8[(*pair, 1024)][1]
+        for share, value in published.items():
+            made = fused(pair, 1024, (share,) if share else (), inference)
+            yield Cell("RLHFuse Figure 9: when to migrate", f"{pair[0]}/{pair[1]} {share:.0%}", value, made.seconds,
+                       "s")  # fmt: skip
+
+
+def verl() -> Iterator[Cell]:
+    """512 prompts x 16 samples a step on H20 cards, half of them generate; DAPO trains the actor alone."""
+    lengths = production().scaled(DAPO)
+    lengths = Lengths(np.minimum(lengths.low, 28e3), np.minimum(lengths.high, 28e3), lengths.weight)
+    h20 = GPUS["H20"]
+    job = Job(MODELS["7b"], h20, h20, lengths, 150, 8192, 1, flops=6 + 2)
+    table = "verl: asynchronous trainer"
+
+    def ahead(cards: int, share: float) -> float:
+        here = replace(job, use=H20_USE["async"], flops=6)  # log-probabilities come with the samples
+        setup = replace(here.setup("async", cards // 2, cards // 2), parts=4)
+        return pool(setup, np.concatenate(job.draw(ITERATIONS, 0)), job.batch, ahead=share, prompt=150).steady
+
+    for cards, published in cells.VERL.items():
+        together = replace(job, use=H20_USE["colocated"]).setup("colocated", cards, cards)
+        base = simulate(together, job.draw(ITERATIONS, 0)).steady
+        for what, value, one in zip(("colocated", "asynchronous"), published, (base, ahead(cards, 0.5)), strict=True):
+            yield Cell(table, f"{cards} cards {what}", value, one, "s")
+    for share, value in cells.VERL_STALENESS.items():
+        yield Cell(table, f"128 cards, staleness <= {share}", value, ahead(128, share), "s")
+
+
+def production() -> Lengths:
+    """DeepSeek-R1's output lengths in production by a log-normal of their median and P99 (792 and 12,607 tokens)."""
+    edges = np.geomspace(16, 32768, 60)
+    spread = np.log(12607 / 792) / 2.326
+    density = np.exp(-0.5 * (np.log(np.sqrt(edges[:-1] * edges[1:]) / 792) / spread) ** 2)
+    return Lengths(edges[:-1], edges[1:], density)
+
+
+TABLES: tuple[Callable[[], Iterator[Cell]], ...] = (
+    figure8, table3, figure9, figure10, figure11, figure12, figure2, rlhfuse, verl,
+)  # fmt: skip
+
+
+def read() -> list[Cell]:
+    rows = map(json.loads, OUT.read_text().splitlines())
+    return [Cell(*(row[name] for name in ("table", "cell", "published", "simulated", "unit"))) for row in rows]
+
+
+def page(found: list[Cell]) -> str:
+    """docs/stream.md: a summary, what was fitted, then every cell."""
+    def spread(some: list[Cell]) -> str:
+        errors = [abs(cell.error) for cell in some]
+        return f"{median(errors):.0%} | {min(errors):.0%} to {max(errors):.0%}" if errors else "- | -"
+
+    lines = [
+        "# RL systems: simulated beside published", "",
+        "Made by `python -m benchmarks.stream`; the numbers are those of `benchmarks/results/stream_published.jsonl`.",
+        "A cell that was looked at when a number was fitted is marked; the errors count the others only.", "",
+        "| source | cells | of them fitted | median error | range |", "|---|--:|--:|--:|--:|",
+    ]  # fmt: skip
+    tables = {name: [cell for cell in found if cell.table == name] for name in dict.fromkeys(c.table for c in found)}
+    for name, some in tables.items():
+        kept = [cell for cell in some if not cell.fitted]
+        lines.append(f"| {name} | {len(some)} | {len(some) - len(kept)} | {spread(kept)} |")
+    lines += ["", *orderings(found), "", "## What was fitted", "", "| number | cells it was fitted on |", "|---|---|"]
+    lines += [f"| {name} | {', '.join(sorted(on))} |" for name, on in FITTED.items()]
+    for name, some in tables.items():
+        lines += ["", f"## {name}", ""]
+        lines += ["| cell | published | simulated | unit | error | |", "|---|--:|--:|---|--:|---|"]
+        lines += [f"| {c.cell} | {c.published:g} | {c.simulated:.3g} | {c.unit} | {c.error:+.0%} | "
+                  f"{'fitted' if c.fitted else ''} |" for c in some]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def orderings(found: list[Cell]) -> list[str]:
+    """Which systems come out in the published order, and the steps of the ablation."""
+    values = {cell.cell: cell for cell in found}
+    right = 0
+    for name, lengths in cells.FIGURE8:
+        here = [values[f"{name} {lengths} {system}"] for system in cells.SYSTEMS]
+        right += all(a.simulated < b.simulated for a, b in pairwise(here))
+    shares = [1.0, *(values[name].simulated for name in cells.TABLE3)]
+    printed = [1.0, *cells.TABLE3.values()]
+    both = zip(pairwise(shares), pairwise(printed), strict=True)
+    steps = [f"{100 * (b - a):+.0f} ({100 * (d - c):+.0f})" for (a, b), (c, d) in both]
+    return [
+        f"Figure 8: verl < colocated < sync < async holds in {right} of {len(cells.FIGURE8)} rows. "
+        f"Table 3, points that each part adds, published in brackets: {', '.join(steps)}."
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", default="7b,32b,72b")
-    parser.add_argument("--iterations", type=int, default=4)
-    parser.add_argument("--use", type=float, default=0.3, help="share of peak FLOPS in training")
-    options = parser.parse_args()
-    job, errors = Job(MODELS["7b"], GPUS["H800"], GPUS["H800"], figure7(), use=options.use), []
-    OUT.parent.mkdir(exist_ok=True)
-    print("| model | lengths | system | published samples/s | simulated | error | |\n|" + "---|" * 7)
-    for (name, lengths), cells in FIG8.items():
-        if name not in options.models.split(","):
-            continue
-        here = replace(job, model=MODELS[name], lengths=figure7(lengths), tp=TP[name])
-        rows = {row.mode: row for row in compare(here, BUDGET[name], iterations=options.iterations)}
-        for system, published in zip(SYSTEMS, cells, strict=True):
-            simulated = here.batch / rows[system].outcome.steady
-            error = simulated / published - 1
-            fitted = (name, lengths, system) in FITTED
-            errors += [] if fitted else [abs(error)]
-            print(f"| {name} | {lengths} | {system} | {published} | {simulated:.2f} | {error:+.0%} | "
-                  f"{'fitted' if fitted else ''} |", flush=True)  # fmt: skip
-            line = {"model": name, "lengths": lengths, "system": system, "published": published}
-            line |= {"simulated": round(simulated, 3), "split": [rows[system].generators, rows[system].trainers]}
-            line |= {"tp": TP[name], "use": options.use, "fitted": fitted}
-            with open(OUT, "a") as file:
-                file.write(json.dumps(line) + "\n")
-    print(f"\nmedian error over {len(errors)} cells that were not fitted: {median(errors):.0%}")
+    found = []
+    for table in TABLES:
+        for cell in table():
+            found.append(cell)
+            print(f"{cell.table:54s}{cell.cell:42s}{cell.published:8.2f}{cell.simulated:8.2f} {cell.unit:10s}"
+                  f"{cell.error:+6.0%}{'  fitted' if cell.fitted else ''}", flush=True)  # fmt: skip
+    rows = [asdict(cell) | {"error": round(cell.error, 4), "fitted": cell.fitted} for cell in found]
+    atomic_write(OUT, "".join(json.dumps(row) + "\n" for row in rows))
+    atomic_write(PAGE, page(read()))
+    print(page(read()).partition("## What was fitted")[0])
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Generated:
         return float(self.ends.max())
 
 
-class _Running:
+class Running:
     """One instance: a clock in seconds, a clock in tokens, and a heap of the token counts at which samples end."""
 
     def __init__(
@@ -65,7 +65,7 @@ class _Running:
     ):
         self.spec, self.lengths, self.prompts = spec, lengths, prompts
         self.queue, self.at = list(queue), 0
-        self.time, self.step, self.idle = begin, 0.0, 0.0
+        self.time, self.step, self.idle, self.waited = begin, 0.0, 0.0, 0.0
         self.heap: list[tuple[float, int]] = []
         self.born: dict[int, float] = {}  # token clock at which a sample's context was empty
         self.births = 0.0  # sum of those that run
@@ -81,6 +81,23 @@ class _Running:
             heapq.heappush(self.heap, (self.step + float(self.lengths[sample]) - already, sample))
             self.born[sample] = self.step - already - float(self.prompts[sample])
             self.births += self.born[sample]
+
+    @property
+    def load(self) -> int:
+        """Samples that run or wait."""
+        return len(self.heap) + len(self.queue) - self.at
+
+    def feed(self, now: float, samples: Sequence[int]) -> None:
+        """More samples at a time before the next event; an idle instance has waited until then."""
+        if now > self.time:
+            if self.heap:
+                self.idle += (now - self.time) * (1 - len(self.heap) / self.spec.slots)
+                self.step += (now - self.time) / self.rate()
+            else:
+                self.waited += now - self.time
+            self.time = now
+        self.queue += samples
+        self._admit()
 
     def rate(self) -> float:
         """Seconds per token now, with the context half way to the next event."""
@@ -136,7 +153,7 @@ def generate(
     asked = np.zeros(len(true)) if prompts is None else np.asarray(prompts, dtype=float)
     if len(queues) != len(instances):
         raise ValueError(f"{len(instances)} instances need as many queues, got {len(queues)}")
-    running = [_Running(spec, queue, true, asked, begin, past) for spec, queue in zip(instances, queues, strict=True)]
+    running = [Running(spec, queue, true, asked, begin, past) for spec, queue in zip(instances, queues, strict=True)]
     done = np.full(len(true), np.nan)
     unfinished = sum(len(queue) for queue in queues)
     tokens = int(sum(true[sample] for queue in queues for sample in queue))

@@ -56,6 +56,10 @@ MODELS = {
     "65b": Model("65b", 65.2e9, 80, 64, 64, 8192),  # RLHFuse Table 2
 }
 
+# Figure 2 left: 7B, time to train on 8, 16, 24, 32 GPUs, relative to 8; read off to 0.01
+FIG2 = {8: 1.0, 16: 0.54, 24: 0.30, 32: 0.19}
+FILL = 24  # samples up to which Figure 6 is nearly flat: a replica that holds fewer wastes bandwidth
+
 # Figure 6 right: 7B on one H800, vLLM; batch size -> milliseconds per token, read off the plot to 0.15 ms
 FIG6 = {1: 8.4, 2: 8.75, 4: 8.95, 8: 9.0, 16: 9.4, 32: 10.25, 64: 11.65, 128: 15.25, 256: 21.4, 512: 36.85}
 
@@ -104,6 +108,25 @@ class Roofline:
         computing = 2 * self.model.parameters * batch / (self.tp * self.gpu.flops * self.use)
         fixed = self.model.layers * (self.layer + 2 * self.reduce * (self.tp > 1))
         return fixed + max(reading, computing)
+
+
+def training_efficiency(model: Model, gpu: Gpu, gpus: int) -> float:
+    """Work done by each GPU, relative to the mean over Figure 2's points: 7B on H800 trains faster than in proportion
+    from 16 to 32 GPUs. 1 for what was not measured."""
+    if (model.name, gpu.name) != ("7b", "H800"):
+        return 1.0
+    each = [8 / (count * time) for count, time in FIG2.items()]
+    return float(np.interp(gpus, list(FIG2), each) / np.mean(each))
+
+
+def replica(model: Model, gpu: Gpu, tokens: float, share: float = 0.9) -> int:
+    """GPUs of one replica: the fewest (1, 2, 4 or 8, one machine) whose memory holds `FILL` samples of ``tokens``.
+
+    The paper does not print its degrees. This rule, ours, was found on Figure 8's Async cells of 32B and 72B: any
+    number of samples from 22 to 28 gives the same degrees there.
+    """
+    need = model.weights + FILL * model.kv_bytes * tokens
+    return next((tp for tp in (1, 2, 4) if tp * gpu.memory * share >= need), 8)
 
 
 def slots(model: Model, gpu: Gpu, tp: int, tokens: float, share: float = 0.9) -> int:
