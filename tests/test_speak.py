@@ -4,6 +4,7 @@ The model is a script: a real function from a prompt's ids to an answer's, as an
 """
 
 import json
+import threading
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from gamut.codecs.answer import parse_ta4
 from gamut.codecs.audio import MelCodec, MelCodecConfig
 from gamut.codecs.chat import (
     ANSWER_SPEECH,
+    ANSWER_THINKING,
     AUDIO_END,
     AUDIO_PATCH,
     AUDIO_START,
@@ -25,13 +27,13 @@ from gamut.codecs.chat import (
     encode_chat,
     write_tool_call,
 )
-from gamut.codecs.mel import pad_mels, patches
+from gamut.codecs.mel import levelled, pad_mels, patches
 from gamut.codecs.text import Tokenizer
 from gamut.codecs.weave import Marks, build_ta4
 from gamut.generate.ar import Prompt, generate
 from gamut.generate.sampling import Sampling
 from gamut.generate.speak import Asked, Done, Sound, Told, Words, collect, decoder, respond
-from gamut.generate.tools import Tool, Toolbox, calculator
+from gamut.generate.tools import Found, Tool, Toolbox, calculator
 from gamut.models.audio_encoder import AudioEncoderConfig
 from gamut.models.lm import LMConfig
 from gamut.models.omni import Omni, OmniConfig
@@ -235,3 +237,62 @@ def test_errors_say_what_to_do():
         next(respond([USER], decode, WORDS, prefill=ANSWER_SPEECH))
     with pytest.raises(ValueError, match=r"at least one turn and one prefill, got turns=0"):
         next(respond([USER], decode, WORDS, turns=0))
+
+
+def test_thoughts_are_shown_apart_and_forgotten():
+    """However the mark of their end is cut, and also when it never comes."""
+    decode, prompts = script([*WORDS.encode("3 and 4\n</think>\n\n"), *[MARKS.start, *speech("7", [1] * 4)], STOP])
+    answer = collect(respond([USER], decode, WORDS, codec=CODEC, prefill=ANSWER_THINKING))
+    assert (answer.thought, answer.spoken, answer.text) == ("3 and 4\n", "7", "")
+    assert WORDS.decode(prompts[0]).endswith("assistant\n\n<think>\n")
+    follow, later = script("ok<|EOT|>")
+    collect(respond([USER, *answer.messages, USER], follow, WORDS, codec=CODEC))
+    assert "3 and 4" not in WORDS.decode(later[0]) and MARKS.audio_codes(later[0]) == [1] * 4
+    decode, _ = script("hm </thin<|EOT|>")
+    assert collect(respond([USER], decode, WORDS, prefill=ANSWER_THINKING)).thought == "hm </thin"
+
+
+def test_a_voice_that_was_found_is_heard_and_spoken_in():
+    """The clip's codes stand behind the result, and what ``switch`` gives is what the codec speaks in from then on."""
+    asked_for: list = []
+
+    class Manners:
+        vocab, config = CODEC.vocab, CODEC.config
+
+        def streaming(self, batch, voice=None):
+            asked_for.append(voice)
+            return CODEC.streaming(batch)
+
+    found = Found("a low voice", torch.sin(torch.arange(8000.0)), 8000)
+    tool = Tool("find", "", {"type": "object", "properties": {}}, lambda: found)
+    call = f"{write_tool_call('find', {})}<|EOT|>"
+    decode, prompts = script(call, [*speech("x", [2] * 4), STOP])
+    answer = collect(respond([USER], decode, WORDS, codec=Manners(), tools=Toolbox([tool]),
+                             prefill=("", ANSWER_SPEECH), switch=lambda hit: ([3, 4], hit.text)))  # fmt: skip
+    assert asked_for == [None, "a low voice"] and answer.spoken == "x"
+    assert MARKS.audio_codes(prompts[1]) == [3, 4] and answer.messages[1]["content"][0]["text"] == "a low voice"
+    decode, prompts = script(call, "ok<|EOT|>")
+    collect(respond([USER], decode, WORDS, codec=CODEC, tools=Toolbox([tool])))
+    assert MARKS.audio_codes(prompts[1]) == CODEC.encode(levelled(found.wav)[None])[0].tolist()
+    decode, prompts = script(call, "ok<|EOT|>")
+    assert collect(respond([USER], decode, WORDS, tools=Toolbox([tool]))).text == "ok"  # nothing to hear it with
+
+
+def test_a_slow_tool_is_spoken_over():
+    """What is said meanwhile comes before the result, and only when the tool is slow."""
+    gate = threading.Event()
+    tool = Tool("slow", "", {"type": "object", "properties": {}}, lambda: gate.wait(20) and "done")
+    call = f"{write_tool_call('slow', {})}<|EOT|>"
+    meanwhile = Sound(torch.ones(5))
+
+    def interim():
+        gate.set()
+        return [Words("one moment", spoken=True), meanwhile]
+
+    decode, prompts = script(call, "ok<|EOT|>")
+    events = list(respond([USER], decode, WORDS, tools=Toolbox([tool]), interim=interim, patience=0.05))
+    kinds = [type(event).__name__ for event in events]
+    assert kinds[:4] == ["Asked", "Words", "Sound", "Told"]
+    assert "one moment" not in WORDS.decode(prompts[1])
+    decode, _ = script(call, "ok<|EOT|>")
+    assert not any(e is meanwhile for e in respond([USER], decode, WORDS, tools=Toolbox([tool]), interim=interim))

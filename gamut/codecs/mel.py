@@ -162,8 +162,12 @@ def patches(frames: int) -> int:
 
 
 def pieces(wav: Float[Tensor, " T"], rate: int = WHISPER_RATE, seconds: float = PIECE_SECONDS) -> list[Tensor]:
-    """Cut a recording into pieces of at most ``seconds``; each becomes an audio block of its own."""
-    return list(wav.split(int(seconds * rate)))
+    """Cut a recording into pieces of at most ``seconds``; each becomes an audio block of its own.
+
+    A rest too short to be heard (21 ms) is left out, where there is more than it.
+    """
+    parts = list(wav.split(int(seconds * rate)))
+    return parts[:-1] if len(parts) > 1 and len(parts[-1]) * 1000 < 21 * rate else parts
 
 
 def levelled(wav: Float[Tensor, " T"], level: float = 0.06) -> Float[Tensor, " T"]:

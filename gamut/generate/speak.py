@@ -15,6 +15,7 @@ T samples
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,12 +24,14 @@ from torch import Tensor
 
 from gamut.codecs.answer import TextStream, WeaveParser, remember
 from gamut.codecs.chat import ANSWER_TEXT, EOT, TTS_START, encode_chat
+from gamut.codecs.mel import levelled
 from gamut.codecs.text import Tokenizer
 from gamut.codecs.toolcall import ToolCall, ToolCallParser
 from gamut.codecs.weave import Marks
 from gamut.generate.ar import Prompt, Stream
 from gamut.generate.sampling import Sampling
-from gamut.generate.tools import Toolbox, ToolResult
+from gamut.generate.tools import Found, Toolbox, ToolResult
+from gamut.io.media import resample
 from gamut.models.omni import Omni
 
 Decode = Callable[[list[int]], Iterable[int]]
@@ -40,6 +43,13 @@ class Words:
 
     text: str
     spoken: bool = False
+
+
+@dataclass(frozen=True)
+class Thought:
+    """More of what the model thinks before it answers; it is shown, and not kept."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -75,14 +85,20 @@ class Done:
     finish: str
 
 
-Event = Words | Sound | Asked | Told | Done
+Event = Words | Thought | Sound | Asked | Told | Done
+Switch = Callable[[Found], tuple[Sequence[int], Any]]
+THINK, THOUGHT = "<think>", "</think>"
 
 
 class _Turn:
     """One turn of the assistant taken apart: ids in, events out."""
 
-    def __init__(self, tokenizer: Tokenizer, marks: Marks | None, spoken: bool, voice: Any, reads_calls: bool):
-        self.marks, self.voice = marks, voice
+    def __init__(
+        self, tokenizer: Tokenizer, marks: Marks | None, prefix: str, voice: Any, reads_calls: bool
+    ):
+        self.marks, self.voice, spoken = marks, voice, prefix.endswith(TTS_START)
+        self.thinking, self.held = THINK in prefix and THOUGHT not in prefix, ""
+        self.thought = self.thinking  # the lines left blank behind a thought belong to it
         self.weave = WeaveParser(marks, spoken, reopen=True) if marks else None
         self.said, self.written = TextStream(tokenizer), TextStream(tokenizer)
         self.calls = ToolCallParser() if reads_calls else None
@@ -111,7 +127,23 @@ class _Turn:
         if self.weave and self.weave.inside:
             yield from self._sound(self.voice.flush())
 
-    def _write(self, text: str, last: bool = False) -> Iterator[Words]:
+    def _think(self, text: str, last: bool) -> Iterator[Thought]:
+        """Thoughts end at their mark, which may come in pieces; what follows it is left in ``held``."""
+        thought, mark, rest = (self.held + text).partition(THOUGHT)
+        kept = 0 if last else next((n for n in range(len(THOUGHT) - 1, 0, -1) if thought.endswith(THOUGHT[:n])), 0)
+        self.thinking = not mark
+        self.held = rest if mark else thought[len(thought) - kept :]
+        if shown := thought if mark else thought[: len(thought) - kept]:
+            yield Thought(shown)
+
+    def _write(self, text: str, last: bool = False) -> Iterator[Words | Thought]:
+        if self.thinking:
+            yield from self._think(text, last)
+            if self.thinking:
+                return
+            text, self.held = self.held, ""
+        text = text.lstrip() if self.thought else text
+        self.thought = self.thought and not text
         if self.calls is None:
             if text:
                 yield Words(text)
@@ -135,6 +167,9 @@ def respond(
     prefill: str | Sequence[str] = ANSWER_TEXT,
     stop: Sequence[int] = (),
     turns: int = 4,
+    switch: Switch | None = None,
+    interim: Callable[[], Iterable[Event]] | None = None,
+    patience: float = 1.0,
 ) -> Iterator[Event]:
     """The events of an answer, the last of them `Done`.
 
@@ -146,6 +181,9 @@ def respond(
             ("", "<tts_start>") for a model that calls its tool silently and then speaks.
         stop: further ids that end a turn, besides ``<|EOT|>``.
         turns: turns the assistant may take, one more than rounds of tools.
+        switch: a clip that a tool found to the codes the model hears of it, and the voice that the codec's
+            ``streaming(1, voice=…)`` speaks in from then on (None: its usual one). Default: ``codec.encode``, no voice.
+        interim: what is said or shown when tools take longer than ``patience`` seconds, while they run; not kept.
     Raises:
         ValueError: a spoken answer without a codec, no turn at all, and what ``encode_chat`` refuses.
     """
@@ -155,7 +193,7 @@ def respond(
     if codec is None and any(TTS_START in text for text in prefills):
         raise ValueError(f"a spoken answer (prefill {prefill!r}) needs a codec; pass codec=…, or ask for ANSWER_TEXT")
     marks = Marks.of(tokenizer, codec.vocab) if codec else None
-    stops, added, finish = {tokenizer.id(EOT), *stop}, [], "turns"
+    stops, added, finish, manner = {tokenizer.id(EOT), *stop}, [], "turns", {}
     for turn in range(turns):
         prefix = prefills[min(turn, len(prefills) - 1)]
         schemas = tools.schemas if tools else None
@@ -163,8 +201,8 @@ def respond(
             [*messages, *added], tokenizer, schemas, prefill=prefix, codes=codec.vocab if codec else 6561
         )
         ids, finish = [], "length"
-        with codec.streaming(1) if codec else nullcontext() as voice:
-            part = _Turn(tokenizer, marks, prefix.endswith(TTS_START), voice, tools is not None)
+        with codec.streaming(1, **manner) if codec else nullcontext() as voice:
+            part = _Turn(tokenizer, marks, prefix, voice, tools is not None)
             for i in decode(prompt):
                 if i in stops:
                     finish = "stop"
@@ -179,12 +217,36 @@ def respond(
         if turn == turns - 1:
             finish = "turns"
             break
+        begun = tools.start(calls)
         for call in calls:
             yield Asked(call)
-        for result in tools.run(calls):
-            added.append(result.message)
+        if interim and tools.slow(begun, patience):
+            yield from interim()
+        for result in tools.results(begun):
+            message = result.message
+            if result.sound and marks:
+                codes, found = (switch or partial(heard, codec))(result.sound)
+                manner = {} if found is None else {"voice": found}
+                message = with_sound(message, marks.audio_ids(codes))
+            added.append(message)
             yield Told(result)
     yield Done(added, finish)
+
+
+HEARD = 2.0  # seconds of a clip that the model hears of a voice it found; ours
+
+
+def heard(codec: Any, found: Found) -> tuple[list[int], None]:
+    """The codes of the first two seconds of a clip, at the loudness codecs are trained at; no voice of its own."""
+    rate = codec.config.rate
+    wav = levelled(resample(torch.as_tensor(found.wav)[: int(HEARD * found.rate)], found.rate, rate))
+    return codec.encode(wav[None])[0].tolist(), None
+
+
+def with_sound(message: dict[str, Any], audio_ids: Sequence[int]) -> dict[str, Any]:
+    """A tool's message with the audio ids of what was found behind its text."""
+    parts = [{"type": "text", "text": message["content"]}, {"type": "token", "token": list(audio_ids)}]
+    return message | {"content": parts}
 
 
 def decoder(
@@ -209,6 +271,7 @@ class Answer:
 
     text: str = ""
     spoken: str = ""
+    thought: str = ""
     wav: Float[Tensor, " T"] = field(default_factory=lambda: torch.zeros(0))
     results: list[ToolResult] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -222,6 +285,8 @@ def collect(events: Iterable[Event]) -> Answer:
         match event:
             case Words(text, spoken):
                 answer.spoken, answer.text = answer.spoken + text * spoken, answer.text + text * (not spoken)
+            case Thought(text):
+                answer.thought += text
             case Sound(wav):
                 wavs.append(wav)
             case Told(result):

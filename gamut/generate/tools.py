@@ -1,4 +1,4 @@
-"""Tools a model may call: one protocol for all of them, a calculator, and the date and time.
+"""Tools a model may call: one protocol for all of them, a calculator, the date and time, a counter that takes orders.
 
 A tool is a plain function. Its calls run in worker threads, all calls of a turn at once, each with its own deadline;
 the results come back in call order and are always text for the model to read, also when something went wrong. The text
@@ -47,13 +47,24 @@ class Tool:
 
 
 @dataclass(frozen=True)
+class Found:
+    """A result with a sound, wav (T,) at ``rate`` Hz: the model reads ``text`` and hears the clip, and its answer takes
+    on the voice."""
+
+    text: str
+    wav: Any
+    rate: int
+
+
+@dataclass(frozen=True)
 class ToolResult:
-    """What came of a call. ``content`` begins with "error:" unless ``ok``."""
+    """What came of a call. ``content`` begins with "error:" unless ``ok``; ``sound`` is what was found beside it."""
 
     call: ToolCall
     content: str
     ok: bool
     seconds: float
+    sound: Found | None = None
 
     @property
     def message(self) -> dict[str, Any]:
@@ -103,6 +114,7 @@ class _Job(threading.Thread):
         super().__init__(name=f"tool {tool.name}", daemon=True)
         self.tool, self.call, self.limit, self.began = tool, call, limit, time.monotonic()
         self.outcome: tuple[str, bool] | None = None
+        self.sound: Found | None = None
 
     def run(self) -> None:
         try:
@@ -114,6 +126,8 @@ class _Job(threading.Thread):
         try:
             check_arguments(arguments, self.tool.parameters)
             value = self.tool.run(**arguments)
+            self.sound = value if isinstance(value, Found) else None
+            value = value.text if isinstance(value, Found) else value
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
             self.outcome = clip(defuse(text), self.limit), True
         except ValueError as error:
@@ -128,7 +142,7 @@ class _Job(threading.Thread):
         self.join(max(0.0, self.began + self.tool.seconds - time.monotonic()))
         late = self._failure(f"{self.tool.name} did not answer within {self.tool.seconds:g} s")
         content, ok = self.outcome or late
-        return ToolResult(self.call, content, ok, time.monotonic() - self.began)
+        return ToolResult(self.call, content, ok, time.monotonic() - self.began, self.sound if ok else None)
 
 
 class Toolbox:
@@ -157,7 +171,22 @@ class Toolbox:
 
     def run(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
         """Run all calls at once; results in call order, after the longest of their deadlines at the latest."""
-        begun = [self._start(call, i) for i, call in enumerate(calls)]
+        return self.results(self.start(calls))
+
+    def start(self, calls: Sequence[ToolCall]) -> "list[_Job | ToolResult]":
+        """Begin all calls and return at once; ``results`` takes what this gives."""
+        return [self._start(call, i) for i, call in enumerate(calls)]
+
+    def slow(self, begun: "Sequence[_Job | ToolResult]", seconds: float) -> bool:
+        """Whether a call that was begun still runs when this much more time has passed."""
+        ends = time.monotonic() + seconds
+        for job in begun:
+            if isinstance(job, _Job):
+                job.join(max(0.0, ends - time.monotonic()))
+        return any(isinstance(job, _Job) and job.is_alive() for job in begun)
+
+    def results(self, begun: "Sequence[_Job | ToolResult]") -> list[ToolResult]:
+        """What came of calls that were begun, in their order; waits for each until its deadline."""
         results = [job if isinstance(job, ToolResult) else job.result() for job in begun]
         self.running = [job for job in self.running if job.is_alive()]
         return results
@@ -255,6 +284,18 @@ def date_and_time(clock: Callable[[], datetime] = local_now) -> Tool:
     zone = {"type": "string", "description": "IANA name such as Asia/Shanghai; local time without it"}
     parameters = {"type": "object", "properties": {"timezone": zone}, "required": []}
     return Tool("date_and_time", "The current date, time and weekday.", parameters, tell)
+
+
+def order_counter(menu: Mapping[str, Sequence[str]], number: Callable[[], int]) -> Tool:
+    """Takes an order and gives its number.
+
+    Args:
+        menu: slot -> its values, any text if empty; the first slot is required.
+        number: of the next order.
+    """
+    slots = {name: {"type": "string"} | ({"enum": list(values)} if values else {}) for name, values in menu.items()}
+    parameters = {"type": "object", "properties": slots, "required": list(menu)[:1]}
+    return Tool("order", "Take an order.", parameters, lambda **order: f"order number {number()}")
 
 
 def _zone(name: str):

@@ -13,7 +13,7 @@ PACKAGES = ("torch", "numpy", "scipy", "safetensors", "jaxtyping", "tyro", "rich
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "neon", "asimd", "bf16")
 PROBES = {  # an extra is named installed when the package that it stands for is
     "text": "tokenizers", "audio": "soundfile", "report": "tensorboard", "judge": "pocketsphinx",
-    "voice": "espeakng-loader", "plan": "ortools", "oracle": "transformers", "test": "pytest",
+    "voice": "espeakng-loader", "retrieval": "bm25s", "plan": "ortools", "oracle": "transformers", "test": "pytest",
 }  # fmt: skip
 
 

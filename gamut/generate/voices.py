@@ -1,0 +1,84 @@
+"""Audio search: clips with transcripts and descriptions, and a hit whose voice the answer takes on.
+
+Source of the idea: arXiv 2507.16632 §3.1 and §5; index and schema are ours, the paper's are not published.
+
+T samples
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from gamut.generate.retrieval import Index
+from gamut.generate.tools import Found, Tool
+from gamut.io.listing import listed
+from gamut.io.media import duration, read_audio
+
+Read = Callable[[], tuple[Float[Tensor, " T"], int]]
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A clip that can be found. ``read`` gives its sound and rate when it is."""
+
+    name: str
+    description: str
+    text: str
+    read: Read
+
+    @property
+    def shown(self) -> str:
+        """What the model reads of it."""
+        parts = {"voice": self.description or self.name} | ({"text": self.text} if self.text else {})
+        return json.dumps(parts, ensure_ascii=False)
+
+
+def library(folder: str | Path) -> list[Voice]:
+    """The clips of a folder with a table (``io.listing``); its column ``description`` says what a voice is like.
+
+    Clips that cannot be read are left out, named in a warning.
+    Raises:
+        ValueError: as ``listed``; or not one clip can be read.
+    """
+    out, bad = [], []
+    for file, text, labels in listed(folder):
+        try:
+            duration(file)
+        except ValueError as error:
+            bad.append(str(error))
+            continue
+        described = labels.get("description") or labels.get("speaker") or ""
+        out.append(Voice(file.name, str(described), text, partial(read_audio, file)))
+    if bad:
+        warnings.warn(f"{len(bad)} clips of '{folder}' are left out: {'; '.join(bad[:3])}", stacklevel=2)
+    if not out:
+        raise ValueError(f"not one clip of '{folder}' can be read: {'; '.join(bad[:3])}")
+    return out
+
+
+def audio_search(voices: Sequence[Voice], *, seconds: float = 10.0) -> Tool:
+    """Finds the clip that fits a description; the model gets its words and its sound.
+
+    A clip that can no longer be read gives way to the next best.
+    """
+    index = Index([f"{voice.description} {voice.text} {voice.name}" for voice in voices])
+
+    def run(query: str) -> Found | str:
+        for i in index.best(query):
+            try:
+                wav, rate = voices[i].read()
+            except (ValueError, OSError) as error:
+                warnings.warn(f"clip {voices[i].name} was found but not read: {error}", stacklevel=2)
+                continue
+            return Found(voices[i].shown, wav, rate)
+        return f"no voice found for {query[:80]!r}"
+
+    wanted = {"type": "string", "description": "what the voice is like, or what is said"}
+    parameters = {"type": "object", "properties": {"query": wanted}, "required": ["query"]}
+    return Tool("audio_search", "Find a voice to answer in.", parameters, run, seconds)
