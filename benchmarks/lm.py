@@ -15,16 +15,19 @@ import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
-from benchmarks.record import ratio, record
+from benchmarks.record import ratio, record, seconds
 from gamut.generate.ar import generate
 from gamut.generate.sampling import Sampling
 from gamut.io.folders import load_strict
 from gamut.io.keys import qwen
 from gamut.losses.next_token import next_token_from_hidden
 from gamut.models.lm import LM, LMConfig
+from gamut.nn.linear import linear
 from gamut.nn.moe import MoE
 
 VOCAB = 8192
+WEIGHTS = 4 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 1024) + 256 * VOCAB  # that a token is multiplied with
+GFLOP, READ = 2 * WEIGHTS / 1e9, 4 * WEIGHTS / 1e9  # per token, attention left out; GB of one pass over the weights
 
 
 def both() -> tuple[Qwen2ForCausalLM, LM]:
@@ -62,7 +65,7 @@ def training(pairs: int):
     yield (
         "LM training step",
         ratio(step_theirs, step_ours, pairs),
-        {"case": "8 x 256 tokens, AdamW fused on both sides"},
+        {"case": "8 x 256 tokens, AdamW fused on both sides"} | floor(3 * GFLOP * 8 * 256),
     )
 
 
@@ -80,7 +83,8 @@ def decode(pairs: int):
         lambda: generate(ours, [prompt[0].tolist()], setting),
         pairs,
     )
-    yield "decode 1 prompt", values | {"tokens_per_s": 256 / values["fast_s"]}, {"case": "prompt 16, 256 new, greedy"}
+    facts = {"case": "prompt 16, 256 new, greedy"} | floor(256 * GFLOP, 256 * READ)
+    yield "decode 1 prompt", values | {"tokens_per_s": 256 / values["fast_s"]}, facts
 
 
 def lengths() -> list[int]:
@@ -115,33 +119,72 @@ def decode_many(pairs: int):
         ("decode 32 prompts, lengths known to transformers", run_fair),
     ):
         values = ratio(run, run_ours, pairs)
-        yield name, values | {"tokens_per_s": sum(want) / values["fast_s"]}, {"case": case}
+        yield name, values | {"tokens_per_s": sum(want) / values["fast_s"]}, {"case": case} | _floors(want)
+
+
+def _floors(want: list[int]) -> dict[str, float]:
+    """Of our side, whose batch shrinks as rows end, and of transformers', whose rows all run to the end."""
+    least = floor(sum(want) * GFLOP)
+    peak, speed, steps = least["peak_gflops"], least["read_gb_s"], range(max(want))
+    ours = sum(max(sum(n > t for n in want) * GFLOP / peak, READ / speed) for t in steps)
+    theirs = len(steps) * max(len(want) * GFLOP / peak, READ / speed)
+    return least | {"floor_s": round(ours, 4), "floor_slow_s": round(theirs, 4)}
 
 
 def moe(pairs: int):
-    """One sparse block, 8 experts of 1024, top 2, width 256, on 8 x 256 tokens: forward and backward."""
+    """One sparse block, 8 experts of 1024, top 2, width 256, with the same weights on both sides (transformers leaves
+    a bare block's router at zero: every token would go to the same two experts) and new tokens at every call, so that
+    no two calls split them alike. Its default (grouped_mm) and its loop over experts (eager)."""
     torch.manual_seed(0)
+    ours, grad = MoE(256, 8, 2, 1024, renormalise=False), torch.randn(8, 256, 256)
+    for kind in ("grouped_mm", "eager"):
+        theirs = _theirs_moe(ours, kind)
+        for tokens, name in ((1, "1 token"), (32, "32 tokens"), (2048, "2048 tokens")):
+            runs = [partial(_forward, block, tokens) for block in (theirs, ours)]
+            repeat = 1 if tokens > 32 else 50
+            gflop, read = tokens * 2 * 3 * 2 * 256 * 1024 / 1e9, min(2 * tokens, 8) * 3 * 256 * 1024 * 4 / 1e9
+            facts = {"case": f"forward, {name}, 8 experts of 1024, top 2", "calls": repeat}
+            yield f"MoE layer against {kind}", ratio(*runs, pairs, repeat), facts | floor(gflop, read)
+        runs = [partial(_backward, block, grad) for block in (theirs, ours)]
+        facts = {"case": "forward + backward, 8 x 256 tokens, 8 experts of 1024, top 2"}
+        yield f"MoE layer against {kind}", ratio(*runs, pairs), facts | floor(3 * gflop)
+
+
+def _theirs_moe(ours: MoE, kind: str) -> Qwen2MoeSparseMoeBlock:
     config = Qwen2MoeConfig(
         hidden_size=256, moe_intermediate_size=1024, num_experts=8, num_experts_per_tok=2,
         shared_expert_intermediate_size=0, norm_topk_prob=False,
     )  # fmt: skip
-    x = torch.randn(8, 256, 256, requires_grad=True)
-    grad = torch.randn(8, 256, 256)
-    ours = MoE(256, 8, 2, 1024, renormalise=False)
-    for kind in ("grouped_mm", "eager"):  # transformers' default, and its loop over experts
-        config._experts_implementation = kind
-        theirs = Qwen2MoeSparseMoeBlock(config)
-        values = ratio(partial(_once, theirs, x, grad), partial(_once, ours, x, grad), pairs)
-        yield (
-            f"MoE layer against {kind}",
-            values,
-            {"case": "8 experts of 1024, top 2, 8 x 256 tokens, forward + backward"},
-        )
+    config._experts_implementation = kind
+    theirs, x = Qwen2MoeSparseMoeBlock(config), torch.randn(4, 40, 256)
+    with torch.no_grad():
+        theirs.gate.weight.copy_(ours.router.weight)
+        theirs.experts.gate_up_proj.copy_(torch.cat([ours.experts.gate, ours.experts.up], 1))
+        theirs.experts.down_proj.copy_(ours.experts.down)
+        torch.testing.assert_close(ours(x)[0], theirs(x), atol=1e-4, rtol=1e-4)
+    return theirs
 
 
-def _once(block, x, grad):
-    out = block(x)
+def _forward(block, tokens: int) -> None:
+    with torch.no_grad():
+        block(torch.randn(1, tokens, 256))
+
+
+def _backward(block, grad) -> None:
+    out = block(torch.randn(grad.shape, requires_grad=True))
     (out[0] if isinstance(out, tuple) else out).backward(grad)
+    block.zero_grad()
+
+
+def floor(gflop: float, read_gb: float = 0.0) -> dict[str, float]:
+    """The least seconds that so many operations, or reading so many GB of weights, take here: measured now."""
+    x, weight = torch.randn(1, 256), torch.randn(256, 24 << 10)  # 24 MB, as much as the model
+    square, row = torch.randn(2048, 2048), weight.numel() * 4e-9
+    peak = max(2 * 2.048**3 / seconds(lambda: linear(square, square)) for _ in range(4))
+    speed = max(row / seconds(lambda: torch.mm(x, weight)) for _ in range(8))
+    least = max(gflop / peak, read_gb / speed)
+    return {"gflop": round(gflop, 3), "peak_gflops": round(peak, 1), "read_gb": round(read_gb, 4),
+            "read_gb_s": round(speed, 1), "floor_s": round(least, 6)}  # fmt: skip
 
 
 def _theirs(new: int) -> GenerationConfig:

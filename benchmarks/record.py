@@ -18,17 +18,21 @@ from gamut.io.env import environment
 RESULTS = Path(__file__).parent / "results"
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Wall time of one call."""
+def seconds(run: Callable[[], object], repeat: int = 1) -> float:
+    """Wall time of one call, a mean of ``repeat``."""
     begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
+    for _ in range(repeat):
+        run()
+    return (time.perf_counter() - begin) / repeat
 
 
-def ratio(slow: Callable[[], object], fast: Callable[[], object], pairs: int = 7) -> dict[str, float]:
-    """How many times longer ``slow`` takes: median and range over pairs, each pair back to back, after one warm-up."""
+def ratio(slow: Callable[[], object], fast: Callable[[], object], pairs: int = 7, repeat: int = 1) -> dict[str, float]:
+    """How many times longer ``slow`` takes: median and range over pairs, each pair back to back, after one warm-up.
+
+    ``repeat`` calls are timed as one where a single one is too short for the clock; seconds are those of one call.
+    """
     slow(), fast()
-    times = [(seconds(slow), seconds(fast)) for _ in range(pairs)]
+    times = [(seconds(slow, repeat), seconds(fast, repeat)) for _ in range(pairs)]
     ratios = sorted(a / b for a, b in times)
     return {
         "ratio": median(ratios), "low": ratios[0], "high": ratios[-1], "pairs": pairs,

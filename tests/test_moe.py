@@ -41,6 +41,26 @@ def test_sorted_experts_equal_the_dense_sum(shared, renormalise, tokens):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+def test_frozen_experts_pass_the_gradient_on():
+    moe, x = make(), torch.randn(9, D, requires_grad=True)
+    (want,) = torch.autograd.grad(moe(x)[0].square().sum(), x)
+    moe.experts.requires_grad_(False)
+    (got,) = torch.autograd.grad(moe(x)[0].square().sum(), x)
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("tokens", [1, 12])
+def test_half_precision_of_autocast_reaches_the_experts(tokens):
+    """Values near those of fp32, weights' gradients in the weights' own precision."""
+    moe, x = make(), torch.randn(tokens, D, requires_grad=True)
+    want = moe(x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = moe(x)[0]
+    torch.testing.assert_close(got.float(), want, atol=0.05, rtol=0.05)
+    got.float().square().sum().backward()
+    assert x.grad.isfinite().all() and moe.experts.down.grad.dtype == torch.float32
+
+
 def test_grouped_products_equal_the_loop():
     """Grouped products run on a CPU too, so both ways are compared everywhere."""
     assert _grouped_error("cpu", torch.float32) < 1e-4

@@ -35,6 +35,23 @@ def test_linear_equals_torch_in_values_and_gradients(always, monkeypatch, bias, 
 
 
 @pytest.mark.skipif(not onednn(), reason="needs oneDNN and AVX-512")
+@pytest.mark.parametrize("bias", [False, True])
+def test_one_row_equals_torch(monkeypatch, bias):
+    """Only without gradients, and only where the outputs outnumber the inputs."""
+    torch.manual_seed(0)
+    calls, plain = [], torch.linalg.vecdot
+    monkeypatch.setattr(torch.linalg, "vecdot", lambda *pair: calls.append(1) or plain(*pair))
+    weight, b, x = torch.randn(300, 64), torch.randn(300) if bias else None, torch.randn(1, 1, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, weight, b), F.linear(x, weight, b), atol=1e-5, rtol=1e-5)
+        assert len(calls) == 1
+        linear(torch.randn(1, 300), weight.T)
+        linear(torch.randn(2, 64), weight)
+    linear(x, weight, b)
+    assert len(calls) == 1
+
+
+@pytest.mark.skipif(not onednn(), reason="needs oneDNN and AVX-512")
 def test_linear_can_be_differentiated_twice(always):
     x = torch.randn(3, 4, requires_grad=True)
     weight = torch.randn(5, 4, requires_grad=True)

@@ -1,8 +1,9 @@
 """One decoding step with the weights laid out anew: the numbers of the model's own forward pass, to rounding.
 
 A step multiplies few rows with every weight once: reading the weights is what it costs. `nn.Linear` keeps them in the
-slowest order for that: for one row, their transpose is read 3 times as fast on our CPU; for several, oneDNN's blocked
-form is (dev/LOG.md). Besides, q/k/v and gate/up are one product each.
+slowest order for that: for one row, a transpose is read 3 times as fast where it has more outputs than inputs; for
+several, oneDNN's blocked form is (dev/LOG.md). Besides, q/k/v and gate/up are one product each, and the residual is
+added inside the product.
 
 B rows · D width · F hidden width · H query heads · K key/value heads · C channels per head · V vocabulary
 """
@@ -25,7 +26,7 @@ from gamut.nn.norm import RMSNorm, inverse_rms
 from gamut.nn.rope import rotate
 
 LARGEST = 1 << 30  # bytes of weights; beyond, a second copy is not worth its memory
-Product = Callable[[Tensor], Tensor]
+Product = Callable[..., Tensor]  # (x, what to add to its outputs)
 
 
 class Step:
@@ -80,11 +81,12 @@ class Layer:
     def __call__(
         self, x_BD: Float[Tensor, "B D"], turn: Turn | None, mask: Tensor | None, cache: Cache, number: int
     ) -> Float[Tensor, "B D"]:
-        x_BD = x_BD + self._attend(_unit(x_BD, self.block.norm1.eps), turn, mask, cache, number)
+        y_BD = self._attend(_unit(x_BD, self.block.norm1.eps), turn, mask, cache, number)
+        x_BD = self.out(y_BD, x_BD)
         if self.up is None or self.down is None:
             return x_BD + self.block.mlp(self.block.norm2(x_BD[:, None]))[0][:, 0]
         gate_BF, up_BF = self.up(_unit(x_BD, self.block.norm2.eps)).chunk(2, -1)
-        return x_BD + self.down(F.silu(gate_BF).mul_(up_BF))
+        return self.down(F.silu(gate_BF).mul_(up_BF), x_BD)
 
     def _attend(
         self, h_BD: Tensor, turn: Turn | None, mask: Tensor | None, cache: Cache, number: int
@@ -99,7 +101,7 @@ class Layer:
         qk_BH1C, qkv_BH1C = qk_B1HC.transpose(1, 2), qkv_B1HC.transpose(1, 2)
         keys, values = cache.put(number, qk_BH1C[:, H:], qkv_BH1C[:, H + K :])
         y_BH1C = F.scaled_dot_product_attention(qk_BH1C[:, :H], keys, values, attn_mask=mask, enable_gqa=H != K)
-        return self.out(y_BH1C.reshape(len(h_BD), -1))
+        return y_BH1C.reshape(len(h_BD), -1)
 
 
 def blocks(model: Decoder) -> list[Block]:
@@ -113,11 +115,22 @@ def product(modules: Sequence[Any], one_row: bool, norm: RMSNorm | None = None) 
         weight_OI = weight_OI * norm.weight.detach()
     biases = [m.bias.detach() for m in modules if getattr(m, "bias", None) is not None]
     bias_O = torch.cat(biases) if biases else None
-    if one_row:
-        weight_IO = weight_OI.T.contiguous()
-        return lambda x: torch.mm(x, weight_IO) if bias_O is None else torch.addmm(bias_O, x, weight_IO)
+    if one_row:  # read fastest along the longer axis
+        weight_IO = weight_OI.T.contiguous() if len(weight_OI) >= weight_OI.shape[1] else weight_OI.T
+
+        def one(x_1I: Tensor, plus_1O: Tensor | None = None) -> Tensor:
+            extra = plus_1O if bias_O is None else bias_O if plus_1O is None else plus_1O + bias_O
+            return torch.mm(x_1I, weight_IO) if extra is None else torch.addmm(extra, x_1I, weight_IO)
+
+        return one
     blocked = torch.ops.mkldnn._reorder_linear_weight(weight_OI, 32)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocked, bias_O, "none", [], "")
+
+    def several(x_BI: Tensor, plus_BO: Tensor | None = None) -> Tensor:
+        if plus_BO is None:
+            return torch.ops.mkldnn._linear_pointwise(x_BI, blocked, bias_O, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.binary(x_BI, plus_BO, blocked, bias_O, "add")
+
+    return several
 
 
 def _unit(x_BD: Tensor, eps: float) -> Tensor:

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SMALLEST = 1 << 26  # multiplications; below, the detour costs more than it saves
+ONE_ROW = 1 << 19, 1 << 14  # most and fewest weights for which one row's dot products beat the library's product
 
 
 def linear(
     x: Float[Tensor, "... I"], weight_OI: Float[Tensor, "O I"], bias_O: Float[Tensor, " O"] | None = None
 ) -> Float[Tensor, "... O"]:
     """x @ weight.T + bias, like `F.linear`: same values to rounding, same gradients (also of gradients)."""
+    large, row = x.numel() * len(weight_OI) >= SMALLEST, _one_row(x, weight_OI)
     if (
-        x.numel() * len(weight_OI) < SMALLEST
+        not (large or row)
         or x.dtype != torch.float32
         or weight_OI.dtype != torch.float32
         or x.device.type != "cpu"
@@ -29,6 +31,9 @@ def linear(
         or not onednn()
     ):
         return F.linear(x, weight_OI, bias_O)
+    if row:
+        y_O = torch.linalg.vecdot(weight_OI, x.flatten())
+        return (y_O if bias_O is None else y_O + bias_O).view(*x.shape[:-1], -1)
     y_NO = _Product.apply(x.reshape(-1, x.shape[-1]), weight_OI)
     y_NO = y_NO if bias_O is None else y_NO + bias_O
     return y_NO.view(*x.shape[:-1], -1)
@@ -51,6 +56,13 @@ def onednn() -> bool:
         return torch.allclose(_call(x, weight), x @ weight.T, atol=1e-4)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
+
+
+def _one_row(x: Tensor, weight_OI: Tensor) -> bool:
+    """A weight with more outputs than inputs is read twice as fast by `vecdot`, while its products fit the cache."""
+    most, fewest = ONE_ROW
+    outputs, inputs = weight_OI.shape
+    return x.numel() == inputs < outputs and fewest <= weight_OI.numel() <= most and not torch.is_grad_enabled()
 
 
 def _call(x_NI: Tensor, weight_OI: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Mixture of experts: a softmax router picks top_k of E gated feed-forward experts per token.
 
 N tokens (all rows together) · D width · E experts · F hidden width of an expert · P = N · top_k (token, expert) pairs
+p pairs of one expert
 """
 
 import functools
@@ -8,6 +9,7 @@ import functools
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gamut.nn.linear import linear
@@ -28,27 +30,90 @@ class Experts(nn.Module):
     def forward(
         self, x_ND: Float[Tensor, "N D"], pick_NK: Int[Tensor, "N K"], weight_NK: Float[Tensor, "N K"]
     ) -> Float[Tensor, "N D"]:
-        """Sum of the picked experts' outputs, weighted. Pairs are sorted by expert: one gather, one scatter-add."""
+        """Sum of the picked experts' outputs, weighted. Pairs are sorted by expert, so that each works on one block."""
         pair_P = pick_NK.flatten().argsort(stable=True)
-        token_P = pair_P // pick_NK.shape[1]
+        token_P, weight_P = pair_P // pick_NK.shape[1], weight_NK.flatten()[pair_P]
         count_E = pick_NK.flatten().bincount(minlength=len(self.gate))
-        run = self.grouped if grouped_works(x_ND.device.type, x_ND.dtype) else self.each
-        y_PD = run(x_ND[token_P], count_E) * weight_NK.flatten()[pair_P, None]
-        return torch.zeros_like(x_ND).index_add(0, token_P, y_PD.to(x_ND.dtype))
+        weights, device = (self.gate, self.up, self.down), x_ND.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            x_ND, weights = x_ND.to(dtype), tuple(weight.to(dtype) for weight in weights)
+        run = grouped if grouped_works(device, x_ND.dtype) else one_by_one
+        return run(x_ND, token_P, weight_P, count_E, *weights)
 
-    def each(self, x_PD: Float[Tensor, "P D"], count_E: Int[Tensor, " E"]) -> Float[Tensor, "P D"]:
-        """One chain of products per expert that has tokens."""
-        parts, weights = [], zip(self.gate.unbind(), self.up.unbind(), self.down.unbind(), strict=True)
-        for x_pD, (gate_FD, up_FD, down_DF) in zip(x_PD.split(count_E.tolist()), weights, strict=True):
-            if len(x_pD):
-                parts.append(linear(F.silu(linear(x_pD, gate_FD)) * linear(x_pD, up_FD), down_DF))
-        return torch.cat(parts)
 
-    def grouped(self, x_PD: Float[Tensor, "P D"], count_E: Int[Tensor, " E"]) -> Float[Tensor, "P D"]:
-        """All experts in one kernel per matrix; the host never waits for the counts."""
-        stop_E = count_E.cumsum(0).int()
-        gate_PF = F.grouped_mm(x_PD, self.gate.mT, offs=stop_E)
-        return F.grouped_mm(F.silu(gate_PF) * F.grouped_mm(x_PD, self.up.mT, offs=stop_E), self.down.mT, offs=stop_E)
+def one_by_one(
+    x_ND: Float[Tensor, "N D"], token_P: Int[Tensor, " P"], weight_P: Float[Tensor, " P"], count_E: Int[Tensor, " E"],
+    gate_EFD: Float[Tensor, "E F D"], up_EFD: Float[Tensor, "E F D"], down_EDF: Float[Tensor, "E D F"],
+) -> Float[Tensor, "N D"]:  # fmt: skip
+    """One expert after the other; those without tokens cost nothing."""
+    args = x_ND, token_P, weight_P, gate_EFD, up_EFD, down_EDF
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in args)
+    return _OneByOne.apply(count_E.tolist(), keep, *args)  # type: ignore[return-value]
+
+
+def grouped(
+    x_ND: Float[Tensor, "N D"], token_P: Int[Tensor, " P"], weight_P: Float[Tensor, " P"], count_E: Int[Tensor, " E"],
+    gate_EFD: Float[Tensor, "E F D"], up_EFD: Float[Tensor, "E F D"], down_EDF: Float[Tensor, "E D F"],
+) -> Float[Tensor, "N D"]:  # fmt: skip
+    """All experts in one kernel per matrix; the host never waits for the counts."""
+    stop_E, x_PD = count_E.cumsum(0).int(), x_ND[token_P]
+    h_PF = F.silu(F.grouped_mm(x_PD, gate_EFD.mT, offs=stop_E)) * F.grouped_mm(x_PD, up_EFD.mT, offs=stop_E)
+    y_PD = F.grouped_mm(h_PF, down_EDF.mT, offs=stop_E) * weight_P[:, None]
+    return torch.zeros_like(x_ND, dtype=y_PD.dtype).index_add(0, token_P, y_PD)
+
+
+class _OneByOne(torch.autograd.Function):
+    """Kept for the backward pass: what each expert's three products returned. Inputs are gathered once more and the
+    product of silu(gate) and up is made again: cheaper than memory for them, and an expert's block stays in the cache.
+    """
+
+    @staticmethod
+    def forward(ctx, counts, keep, x_ND, token_P, weight_P, gate_EFD, up_EFD, down_EDF):
+        out_ND, kept = torch.zeros_like(x_ND, dtype=weight_P.dtype), []
+        for e, token_p, weight_p in _blocks(counts, token_P, weight_P):
+            x_pD = x_ND[token_p]
+            gate_pF, up_pF = linear(x_pD, gate_EFD[e]), linear(x_pD, up_EFD[e])
+            y_pD = linear(F.silu(gate_pF).mul_(up_pF), down_EDF[e])
+            out_ND.index_add_(0, token_p, y_pD * weight_p[:, None])
+            kept += [gate_pF, up_pF, y_pD] if keep else []
+        ctx.counts = counts
+        ctx.save_for_backward(x_ND, token_P, weight_P, gate_EFD, up_EFD, down_EDF, *kept)
+        return out_ND
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_ND):
+        x_ND, token_P, weight_P, gate_EFD, up_EFD, down_EDF, *kept = ctx.saved_tensors
+        want_x, want_experts = ctx.needs_input_grad[2], any(ctx.needs_input_grad[5:])
+        dx_ND, dweight_P = torch.zeros_like(x_ND) if want_x else None, torch.empty_like(weight_P)
+        dgate_EFD, dup_EFD, ddown_EDF = (
+            (torch.zeros_like if 0 in ctx.counts else torch.empty_like)(w) if want_experts else None
+            for w in (gate_EFD, up_EFD, down_EDF)
+        )
+        each = zip(_blocks(ctx.counts, token_P, weight_P, dweight_P), kept[::3], kept[1::3], kept[2::3], strict=True)
+        for (e, token_p, weight_p, dweight_p), gate_pF, up_pF, y_pD in each:
+            dy_pD = grad_ND[token_p]
+            dweight_p.copy_(torch.linalg.vecdot(dy_pD, y_pD.to(dy_pD.dtype)))
+            dy_pD = (dy_pD * weight_p[:, None]).to(y_pD.dtype)
+            swish_pF, dh_pF = F.silu(gate_pF), linear(dy_pD, down_EDF[e].T)
+            if ddown_EDF is not None:
+                torch.mm(dy_pD.T, swish_pF * up_pF, out=ddown_EDF[e])
+            dup_pF = swish_pF.mul_(dh_pF)
+            dgate_pF = torch.ops.aten.silu_backward(dh_pF.mul_(up_pF), gate_pF)
+            if dgate_EFD is not None and dup_EFD is not None:
+                x_pD = x_ND[token_p]
+                torch.mm(dgate_pF.T, x_pD, out=dgate_EFD[e])
+                torch.mm(dup_pF.T, x_pD, out=dup_EFD[e])
+            if dx_ND is not None:
+                dx_ND.index_add_(0, token_p, linear(dgate_pF, gate_EFD[e].T).add_(linear(dup_pF, up_EFD[e].T)))
+        return None, None, dx_ND, None, dweight_P, dgate_EFD, dup_EFD, ddown_EDF
+
+
+def _blocks(counts: list[int], *tensors: Tensor):
+    """(expert, its part of each tensor) for every expert that has pairs."""
+    parts = zip(*(tensor.split(counts) for tensor in tensors), strict=True)
+    return [(e, *part) for e, part in enumerate(parts) if counts[e]]
 
 
 @functools.cache
@@ -69,11 +134,12 @@ def _grouped_error(device: str, dtype: torch.dtype) -> float:
     """Largest relative difference, in values and gradients, between both ways; one expert stays without tokens."""
     results, count_E = [], torch.tensor([13, 0, 7], device=device)
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        experts = Experts(3, 32, 48).to(device, dtype)
-        x_PD = torch.randn(20, 32).to(device, dtype).requires_grad_()
-        for run in (experts.each, experts.grouped):
-            y_PD = run(x_PD, count_E)
-            results.append([y_PD.detach(), *torch.autograd.grad(y_PD.square().sum(), [x_PD, *experts.parameters()])])
+        experts, token_P = Experts(3, 32, 48).to(device, dtype), torch.arange(20, device=device) % 12
+        x_ND, weight_P = (torch.rand(*size).to(device, dtype).requires_grad_() for size in ((12, 32), (20,)))
+        for run in (one_by_one, grouped):
+            y_ND = run(x_ND, token_P, weight_P, count_E, experts.gate, experts.up, experts.down)
+            grads = torch.autograd.grad(y_ND.square().sum(), [x_ND, weight_P, *experts.parameters()])
+            results.append([y_ND.detach(), *grads])
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-6)) for a, b in zip(*results, strict=True))
 
 
