@@ -71,25 +71,26 @@ def sweep(
     job: Job,
     gpus: int,
     *,
-    unit: int = 8,
     iterations: int = 3,
     seed: int = 0,
     policy: str = "skew-max",
     noise: float = 0.25,
-    most: int = 24,
+    most: int = 16,
     step: Callable[[], object] = lambda: None,
 ) -> dict[str, list[tuple[int, float]]]:
     """Samples a second of the streamed and asynchronous modes by GPUs that generate; the others train.
 
     Args:
-        most: splits to try, evenly spaced multiples of ``unit``.
+        most: splits to try, evenly spaced multiples of a replica's GPUs.
         step: called after each split, for a progress bar.
     """
-    counts = range(unit, gpus - unit + 1, unit * -(-gpus // (unit * most)))
+    unit = job.tp * -(-gpus // (job.tp * most))
+    counts = range(unit, gpus - job.tp + 1, unit)
     batches, found = job.draw(iterations, seed), {mode: [] for mode in SWEPT}
     for count in counts:
         for mode in SWEPT:
-            setup = job.setup(mode, count, gpus - count, policy=policy, noise=noise)
+            order = "fifo" if mode == "one-step" else policy  # as in `compare`
+            setup = job.setup(mode, count, gpus - count, policy=order, noise=noise)
             found[mode].append((count, job.batch / simulate(setup, batches, seed=seed).steady))
         step()
     return found
@@ -150,10 +151,9 @@ def main(args: Sequence[str] = ()) -> None:
 
     options = tyro.cli(Options, args=list(args), prog="gamut plan stream")
     job, gpus, apart = read_job(options)
-    unit = unit_of(job, gpus)
-    asked = {"unit": unit, "iterations": options.iterations, "seed": options.seed, "policy": options.policy}
-    rows = compare(job, gpus, apart=apart, noise=options.noise, **asked)
-    swept = {} if apart else _watched(job, gpus, noise=options.noise, **asked)
+    asked = {"iterations": options.iterations, "seed": options.seed, "policy": options.policy, "noise": options.noise}
+    rows = compare(job, gpus, apart=apart, unit=unit_of(job, gpus), **asked)
+    swept = {} if apart else _watched(job, gpus, **asked)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("mode", "order", "GPUs", "s/iteration", "samples/s", "generating", "training", "samples/s per cost"):
         table.add_column(name, justify="left" if name in ("mode", "order") else "right")
@@ -173,5 +173,5 @@ def _watched(job: Job, gpus: int, **asked: Any) -> dict[str, list[tuple[int, flo
     from rich.progress import Progress
 
     with Progress(transient=True) as progress:
-        bar = progress.add_task("every split", total=None)
+        bar = progress.add_task("every split", total=min(16, gpus // job.tp) - 1)
         return sweep(job, gpus, step=lambda: progress.advance(bar), **asked)

@@ -83,7 +83,10 @@ def table(job: Any, rows: Sequence[Any]) -> Raw:
     for row in rows:
         out = row.outcome
         pools = f"{row.generators}" if row.mode == "colocated" else f"{row.generators} + {row.trainers}"
-        numbers = (out.steady, job.batch / out.steady, out.skewness_bubble, out.pipeline_bubble, row.cost)
+        waiting = out.pipeline_bubble
+        if row.mode == "colocated":  # only the exchange of models: the stages take turns by design
+            waiting = (1 - out.generating - out.training) * out.seconds / len(out.iterations)
+        numbers = (out.steady, job.batch / out.steady, out.skewness_bubble, waiting, row.cost)
         shown = (f"{value:.{digits}f}" for value, digits in zip(numbers, (1, 2, 1, 1, 2), strict=True))
         first = (tag("td", tag("b", row.mode)), tag("td", MEANING[row.mode]), tag("td", pools, class_="number"))
         lines.append(tag("tr", *first, *(tag("td", cell, class_="number") for cell in shown)))
