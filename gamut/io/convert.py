@@ -14,6 +14,7 @@ from torch import Tensor
 import gamut
 from gamut.io import token2wav
 from gamut.io.adapters import merge_adapter, read_adapter, write_adapter
+from gamut.io.convert_onnx import convert_onnx
 from gamut.io.folders import INDEX, WEIGHTS, load_config, load_tensors, save_folder
 from gamut.io.keys import qwen, step1, step_audio_2
 from gamut.io.pickles import unpickled
@@ -34,12 +35,15 @@ def convert(src: str | Path, dst: str | Path) -> Path:
     """Read an official checkpoint folder and write ours: `Class.from_pretrained(dst)` loads it.
 
     Args:
-        src: a folder with config.json and safetensors, or .bin / .pt files, of one of FAMILIES; or a token2wav folder.
+        src: a folder with config.json and safetensors, or .bin / .pt files, of one of FAMILIES; or a token2wav folder;
+            or one .onnx file of those that ``io/convert_onnx.py`` names.
         dst: a folder that does not exist yet.
     Raises:
         ValueError: an unknown family, damaged or unsafe files, names that do not belong, dst exists.
     """
     src, dst = Path(src), _fresh(dst)
+    if src.suffix == ".onnx":
+        return convert_onnx(src, dst)
     if token2wav.looks(src) and not (src / "config.json").exists():
         return token2wav.convert(src, dst)
     official = load_config(src)
