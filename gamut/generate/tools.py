@@ -38,11 +38,16 @@ class Tool:
     parameters: Mapping[str, Any]
     run: Callable[..., Any]
     seconds: float = 10.0
+    terse: bool = False  # tell the model names and types alone: a prompt is long for a small one
 
     @property
     def schema(self) -> dict[str, Any]:
         """What the prompt tells the model, in the OpenAI form."""
-        function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
+        parameters = dict(self.parameters)
+        if self.terse:
+            types = {name: {"type": kind["type"]} for name, kind in parameters.get("properties", {}).items()}
+            parameters = {"type": "object", "properties": types}
+        function = {"name": self.name, "description": self.description, "parameters": parameters}
         return {"type": "function", "function": function}
 
 

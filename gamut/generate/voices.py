@@ -7,8 +7,9 @@ T samples
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gamut.generate.retrieval import Index
-from gamut.generate.tools import Found, Tool
+from gamut.generate.tools import Found, Tool, Toolbox, calculator, date_and_time, local_now, order_counter
 from gamut.io.listing import listed
 from gamut.io.media import duration, read_audio
 
@@ -82,3 +83,12 @@ def audio_search(voices: Sequence[Voice], *, seconds: float = 10.0) -> Tool:
     wanted = {"type": "string", "description": "what the voice is like, or what is said"}
     parameters = {"type": "object", "properties": {"query": wanted}, "required": ["query"]}
     return Tool("audio_search", "Find a voice to answer in.", parameters, run, seconds)
+
+
+def four_tools(
+    voices: Sequence[Voice], menu: Mapping[str, Sequence[str]], *, clock: Callable[[], datetime] = local_now,
+    number: Callable[[], int] = lambda: 1,
+) -> Toolbox:
+    """Calculator, date, audio search and (with a menu) orders, told tersely: the small preset's tools."""
+    tools = [calculator(), date_and_time(clock), audio_search(voices), *([order_counter(menu, number)] if menu else [])]
+    return Toolbox([replace(tool, terse=True) for tool in tools])

@@ -1,0 +1,223 @@
+"""Conversations of the small world held with a model, turn by turn, with its own answers as their past, and scored:
+words, calls, and the sound as judges hear it. Beside them chance, the commonest answer, and the same without sound."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gamut.codecs.answer import WeaveParser, remember
+from gamut.codecs.chat import EOT, TTS_START, encode_chat, without_thinking
+from gamut.codecs.mel import hear, pad_mels
+from gamut.codecs.toolcall import ToolCall, parse_tool_calls
+from gamut.codecs.weave import Marks
+from gamut.data.dialogues import Dialogue, Turn, human, prefill
+from gamut.data.scripts import Script, World, describe
+from gamut.data.spoken import RATE, Digits
+from gamut.evals.judges import hear as judged
+from gamut.evals.judges import who
+from gamut.evals.metrics import error_rate
+from gamut.generate.ar import Prompt, generate
+from gamut.generate.sampling import Sampling
+from gamut.generate.speak import heard, with_sound
+from gamut.generate.speaker import Speaker
+from gamut.generate.tools import Toolbox
+from gamut.generate.voices import Voice, four_tools
+from gamut.io.media import resample
+from gamut.models.judge import DigitJudge
+
+LONGEST = 160  # tokens of an answer: about five seconds of speech
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass
+class Played:
+    """One turn as it went. ``text`` is what was written, or said beside the sound."""
+
+    dialogue: Dialogue
+    turn: Turn
+    calls: list[ToolCall] = field(default_factory=list)
+    results: list[str] = field(default_factory=list)
+    text: str = ""
+    codes: list[int] = field(default_factory=list)
+    wav: Tensor = field(default_factory=lambda: torch.zeros(0))  # 8 kHz
+
+    @property
+    def right(self) -> bool:
+        return self.text == self.turn.answer
+
+    @property
+    def tool(self) -> str:
+        """The tool that was called; "" for none."""
+        return self.calls[0].name if self.calls else ""
+
+    @property
+    def wanted_tool(self) -> str:
+        return self.turn.calls[0][0] if self.turn.calls else ""
+
+    @property
+    def arguments(self) -> Any:
+        try:
+            return json.loads(self.calls[0].arguments) if self.calls else None
+        except ValueError:
+            return None
+
+
+@dataclass
+class _Held:
+    """A conversation so far."""
+
+    dialogue: Dialogue
+    tools: Toolbox
+    messages: list[dict[str, Any]]
+    mels: list[Tensor] = field(default_factory=list)
+    played: list[Played] = field(default_factory=list)
+
+
+def library(digits: Digits, names: Sequence[str], seed: int = 0) -> list[Voice]:
+    """A clip of each of these people, two digits long, described as in `data.scripts`."""
+    def clip(name: str) -> tuple[Tensor, int]:
+        rng = random.Random(f"library {seed} {name}")
+        return digits.say([rng.randrange(10) for _ in range(2)], rng, vary=False, speaker=name).wav, RATE
+
+    return [Voice(name, "; ".join(describe(name)), "", partial(clip, name)) for name in names]
+
+
+def converse(
+    speaker: Speaker, dialogues: Sequence[Dialogue], voices: Sequence[Voice], menu: Mapping[str, Sequence[str]],
+    sampling: Sampling = GREEDY,
+) -> list[Played]:
+    """Hold all of them, many at once, turn by turn. The tools run; their clock and counter are the dialogue's."""
+    held = []
+    for dialogue in dialogues:
+        box = four_tools(voices, menu, clock=lambda when=dialogue.when: when, number=lambda n=dialogue.number: n)
+        held.append(_Held(dialogue, box, [{"role": "system", "content": dialogue.system}]))
+    for place in range(max(len(dialogue.turns) for dialogue in dialogues)):
+        active = [one for one in held if place < len(one.dialogue.turns)]
+        for one in active:
+            turn = one.dialogue.turns[place]
+            mel = None if turn.wav is None else hear(turn.wav, turn.rate)
+            one.mels += [] if mel is None else [mel]
+            one.messages.append(human(turn, 0 if mel is None else mel.shape[-1]))
+            one.played.append(Played(one.dialogue, turn))
+        _reply(speaker, active, sampling, told=False)
+        _reply(speaker, [one for one in active if one.played[-1].calls], sampling, told=True)
+    return [played for one in held for played in one.played]
+
+
+def _reply(speaker: Speaker, held: Sequence[_Held], sampling: Sampling, *, told: bool) -> None:
+    """One answer of the model in each conversation; after a call, its results are added."""
+    words, codec, prompts = speaker.words, speaker.codec, []
+    marks, stop = Marks.of(words, codec.vocab), words.id(EOT)
+    prefixes = [prefill(one.played[-1].turn, one.dialogue.tools, told) for one in held]
+    for one, prefix in zip(held, prefixes, strict=True):
+        schemas = one.tools.schemas if one.dialogue.tools else None
+        ids = encode_chat(one.messages, words, schemas, prefill=prefix, codes=codec.vocab)
+        mels = pad_mels(one.mels) if one.mels else (None, None)
+        prompts.append(Prompt(ids, speaker.model.prompt(ids, *mels)))
+    sampling = replace(sampling, max_new=LONGEST, stop=(stop,), logprobs=False)
+    samples = generate(speaker.model.lm, prompts, sampling) if prompts else []
+    for one, prefix, sample in zip(held, prefixes, samples, strict=True):
+        ids, played = [i for i in sample.ids if i != stop], one.played[-1]
+        woven = WeaveParser(marks, prefix.endswith(TTS_START), reopen=True).push(ids)
+        written = words.decode([i for i in woven.other_ids if i < marks.audio])
+        one.messages.append(remember(ids, words, prefix))
+        played.codes, played.text = marks.audio_codes(woven.audio_ids), words.decode(woven.text_ids)
+        if not played.text:
+            played.text = without_thinking(prefix + written).strip()
+        if not told and one.dialogue.tools:
+            played.calls = parse_tool_calls(written).calls
+            _told(speaker, one, played, marks)
+
+
+def _told(speaker: Speaker, one: _Held, played: Played, marks: Marks) -> None:
+    for result in one.tools.run(played.calls):
+        played.results.append(result.content)
+        message = result.message
+        if result.sound:
+            message = with_sound(message, marks.audio_ids(heard(speaker.codec, result.sound)[0]))
+        one.messages.append(message)
+
+
+def sounded(speaker: Speaker, played: Sequence[Played], decode: Callable[[Tensor], Tensor] | None = None) -> None:
+    """Give every answer its sound at the judges' rate. ``decode``: codes (1, N) to sound; the codec's own if None."""
+    decode = decode or speaker.codec.decode
+    for one in played:
+        if one.codes:
+            one.wav = resample(decode(torch.tensor([one.codes]))[0], speaker.codec.config.rate, RATE)
+
+
+def dialogues(world: World, scripts: Sequence[Script], each: int, seed: int = 0) -> list[Dialogue]:
+    """``each`` conversations of every script."""
+    return [script.make(world, random.Random(f"exam {seed} {script.name} {i}"))
+            for script in scripts for i in range(each)]  # fmt: skip
+
+
+def silenced(dialogue: Dialogue) -> Dialogue:
+    """The same with nothing to hear."""
+    turns = [turn if turn.wav is None else replace(turn, wav=torch.zeros_like(turn.wav)) for turn in dialogue.turns]
+    return replace(dialogue, turns=turns)
+
+
+def scores(played: Sequence[Played], judge: DigitJudge, people: DigitJudge | None = None) -> dict[str, float]:
+    """Shares in [0, 1] (wer: errors per digit); what was not asked is not there.
+
+    ``KIND/text`` is the words, ``KIND/aloud`` the sound as the judge hears it; ``tools/choice`` the tool, or none,
+    where all were on offer; ``calculator/exact`` the whole call; ``voice/recognised`` the voice that was asked for, as
+    the judge of speakers hears it; ``order/drink`` and ``order/slots`` what was ordered. ``/constant``: the commonest
+    right answer of the kind, always.
+    """
+    out: dict[str, float] = {}
+    by_kind: dict[str, list[Played]] = {}
+    for one in played:
+        by_kind.setdefault(one.turn.kind.replace(" ", "_"), []).append(one)
+    for kind, some in by_kind.items():
+        wanted = [one.turn.answer for one in some]
+        if kind == "transcribe":
+            out["digits/wer"] = error_rate(wanted, [one.text for one in some])
+            continue
+        out[f"{kind}/text"] = _share(one.right for one in some)
+        out[f"{kind}/text/constant"] = Counter(wanted).most_common(1)[0][1] / len(some)
+        if aloud := [one for one in some if one.turn.aloud]:
+            out[f"{kind}/aloud"] = _share(_said(judge, one) for one in aloud)
+    if offered := [one for one in played if one.dialogue.tools]:
+        out["tools/choice"] = _share(one.tool == one.wanted_tool for one in offered)
+        tools = Counter(one.wanted_tool for one in offered)
+        out["tools/choice/constant"] = tools.most_common(1)[0][1] / len(offered)
+    if some := by_kind.get("calculator"):
+        out["calculator/exact"] = _share(one.arguments == dict(one.turn.calls[0][1]) for one in some)
+    if (some := by_kind.get("audio_search")) and people is not None:
+        out["voice/recognised"] = _share(len(one.wav) > 0 and who(people, one.wav)[0] == one.turn.voice for one in some)
+        out["voice/recognised/chance"] = 1 / len(people.config.names)
+        out["voice/found"] = _share(one.results == list(one.turn.results) for one in some)
+    return out | ordered(by_kind.get("order", []))
+
+
+def ordered(some: Sequence[Played]) -> dict[str, float]:
+    """Of coffee orders: the drink, and all slots, in the call. ``/majority``: the commonest drink, always."""
+    if not some:
+        return {}
+    wanted = [dict(one.turn.calls[0][1]) for one in some]
+    given = [one.arguments if isinstance(one.arguments, dict) else {} for one in some]
+    drink = [slots.get("coffeeDrink") for slots in wanted]
+    return {
+        "order/drink": _share(slots.get("coffeeDrink") == name for slots, name in zip(given, drink, strict=True)),
+        "order/drink/majority": Counter(drink).most_common(1)[0][1] / len(some),
+        "order/slots": _share(a == b for a, b in zip(given, wanted, strict=True)),
+        "order/slots/majority": max(Counter(json.dumps(slots) for slots in wanted).values()) / len(some),
+    }
+
+
+def _said(judge: DigitJudge, one: Played) -> bool:
+    return len(one.wav) > 0 and "".join(map(str, judged(judge, one.wav)[0])) == one.turn.answer
+
+
+def _share(hits) -> float:
+    hits = list(hits)
+    return sum(hits) / max(1, len(hits))
