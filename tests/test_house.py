@@ -182,6 +182,16 @@ def test_the_command_starts_in_a_third_of_a_second_without_torch(args):
     assert min(cpu_seconds(code) for _ in range(3)) < 0.3
 
 
+def test_a_model_loads_without_the_compiler():
+    """torch._dynamo takes seconds to import; one sum on the meta device is enough to ask for it."""
+    code = (
+        "import sys; from gamut.generate.speaker import Speaker; Speaker.load('weights/step_audio_2'); "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def beyond_the_core() -> list[str]:
     """Top-level modules that are installed here but belong neither to CORE nor to what CORE depends on."""
     core, todo = set(), set(CORE)

@@ -21,6 +21,7 @@ from gamut.io.media import read_audio, resample, write_audio
 from gamut.models.omni import Omni
 
 TAUGHT = "taught.json"
+SMALL = 10**7  # parameters; below, threads wait for one another longer than they work: 40 s for 0.6 on a busy machine
 LEVEL = 0.05  # RMS a question is brought to: a small model has not heard whispers. Ours
 SAMPLING = Sampling(temperature=0.3, max_new=400)  # ours; the released chat uses 0.7
 
@@ -86,6 +87,8 @@ class Speaker:
             raise ValueError(f"this model was not taught to {system!r}; --system must be one of\n  {listed}")
         how = self.taught.get(system, {"aloud": True, "tools": False})
         wav, rate = read_audio(question)
+        if sum(p.numel() for p in self.model.parameters()) < SMALL:
+            torch.set_num_threads(1)
         began, first, spoken = time.perf_counter(), 0.0, []
         for event in self.ask(wav, rate, system, aloud=how["aloud"], tools=how["tools"]):
             match event:

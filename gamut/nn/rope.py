@@ -30,13 +30,13 @@ class Angles:
 
     def __init__(self, channels: int, theta: float):
         self.channels, self.theta = channels, theta
-        self._table = angles(torch.arange(0), channels, theta)
+        self._table: tuple[Tensor, Tensor] | None = None  # arithmetic on the meta device is slow to start
 
     def __call__(
         self, positions: slice | Int[Tensor, "*B T"], stop: int, device: torch.device
     ) -> tuple[Float[Tensor, "*B T 1 C"], Float[Tensor, "*B T 1 C"]]:
         """Angles of some positions, all of them below ``stop``."""
-        if len(self._table[0]) < stop or self._table[0].device != device:
+        if self._table is None or len(self._table[0]) < stop or self._table[0].device != device:
             with torch.inference_mode(False):  # training may use what decoding made
                 self._table = angles(torch.arange(max(256, 2 * stop), device=device), self.channels, self.theta)
         cos, sin = self._table
