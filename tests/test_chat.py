@@ -5,7 +5,7 @@ import pytest
 from toys import TA4 as GOLDEN
 from toys import ToyTokenizer
 
-from gamut.codecs import chat
+from gamut.codecs import chat, prompts
 from gamut.codecs.answer import is_ta4_prompt, remember
 from gamut.codecs.chat import encode_chat, encode_turns, render
 from gamut.codecs.text import Tokenizer
@@ -67,9 +67,9 @@ def test_every_kind_of_answer(prefill, ending):
 
 def test_task_prompts_and_the_search_example():
     messages = [
-        {"role": "system", "content": chat.TRANSLATE_ALOUD},
+        {"role": "system", "content": prompts.TRANSLATE_ALOUD},
         {"role": "user", "content": [{"type": "audio", "patches": 2}, {"type": "text", "text": "!"}]},
-        {"role": "input", "content": "sunny" + chat.SUMMARISE_RESULT},
+        {"role": "input", "content": "sunny" + prompts.SUMMARISE_RESULT},
     ]
     assert render(messages, prefill=chat.ANSWER_SPEECH) == (
         "<|BOT|>system\n请仔细聆听这段语音，然后将其内容翻译成中文并用语音播报。<|EOT|>"
@@ -80,7 +80,7 @@ def test_task_prompts_and_the_search_example():
 
 
 def test_base_models_have_no_roles():
-    prompt = [chat.READ_ALOUD, "你好", {"type": "audio", "patches": [1, 1]}, "<tts_start>"]
+    prompt = [prompts.READ_ALOUD, "你好", {"type": "audio", "patches": [1, 1]}, "<tts_start>"]
     block = "<audio_start><audio_patch><audio_end>"
     assert render(prompt, None, False) == f"以自然的语速读出下面的文字。\n你好{block}{block}<tts_start>"
 

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001  (the prompts are Chinese, and so is their punctuation)
 """Messages -> the prompt of a Step model, as text or as ids; codecs/answer.py has the way back.
 
     <|BOT|>{role}\\n{content}<|EOT|>      nothing between messages
@@ -12,7 +11,7 @@ Parts: {"type": "text", "text": str}, {"type": "audio", "patches": n or [n, …]
 {"type": "token", "token": ids} for ids that were generated and must not be tokenised again.
 Further keys: "eot": False leaves the message open; "tool_calls" as in the OpenAI API; "tts_content": {"tts_text",
 "tts_audio"} is a spoken answer as the released server returns it.
-A bare string or part stands for itself, without a role: so base models are prompted.
+A bare string or part stands for itself, without a role: so base models are prompted. Task prompts: codecs/prompts.py.
 """
 
 import json
@@ -36,20 +35,6 @@ ANSWER_TEXT = ""
 ANSWER_SPEECH = TTS_START
 ANSWER_THINKING = "\n<think>\n"  # generate up to </think>, then continue with AFTER_THINKING
 AFTER_THINKING = "\n\n<tts_start>"
-
-# Task prompts: system messages of Step-Audio 2 mini. Source: repo examples.py.
-TRANSCRIBE = "请记录下你所听到的语音内容。"
-TRANSLATE = "请仔细聆听这段语音，然后将其内容翻译成中文。"
-TRANSLATE_ALOUD = "请仔细聆听这段语音，然后将其内容翻译成中文并用语音播报。"  # answer with ANSWER_SPEECH
-CAPTION = "Please briefly explain the important events involved in this audio clip."
-UNDERSTAND = (
-    "You are an expert in audio analysis, please analyze the audio content and answer the questions accurately."
-)
-UNDERSTAND_ENDING = "Output the final answer in <RESPONSE> </RESPONSE>."  # ends the question; decoded with 2 beams
-CONVERSE_ALOUD = "请用语音与我交流。"
-READ_ALOUD = "以自然的语速读出下面的文字。\n"  # base model: this, the text, ANSWER_SPEECH; no roles
-SUMMARISE_RESULT = "\n\n\n请用口语化形式总结检索结果，简短地回答用户的问题。"  # follows a search result in role input
-CONVERSE_V1 = "适配用户的语言，用简短口语化的文字回答"  # Step-Audio (v1), repo app.py
 
 _THINKING = re.compile(r"^\s*<think>.*?(?:</think>\s*|\Z)", re.DOTALL)
 

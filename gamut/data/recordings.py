@@ -3,8 +3,9 @@
 import random
 from collections.abc import Sequence
 
-from gamut.codecs.chat import TRANSCRIBE, encode_turns
+from gamut.codecs.chat import encode_turns
 from gamut.codecs.mel import hear, patches, pieces
+from gamut.codecs.prompts import TRANSCRIBE
 from gamut.codecs.text import Tokenizer
 from gamut.data.sources import Clip
 from gamut.data.talks import TalkBatch, stacked

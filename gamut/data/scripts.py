@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gamut.codecs.chat import READ_ALOUD
+from gamut.codecs.prompts import READ_ALOUD
 from gamut.data.dialogues import Dialogue, Turn
 from gamut.data.orders import Orders
 from gamut.data.spoken import TASKS, Digits, Task, noisy

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gamut.codecs.chat import TRANSCRIBE
 from gamut.codecs.mel import levelled
+from gamut.codecs.prompts import TRANSCRIBE
 from gamut.data.sources import Clip
 
 RATE = 8000  # Hz

@@ -11,19 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gamut.codecs.chat import (
-    AUDIO_END,
-    AUDIO_PATCH,
-    AUDIO_START,
-    BOT,
-    EOT,
-    READ_ALOUD,
-    TTS_END,
-    TTS_PAD,
-    TTS_START,
-    encode_turns,
-)
+from gamut.codecs.chat import AUDIO_END, AUDIO_PATCH, AUDIO_START, BOT, EOT, TTS_END, TTS_PAD, TTS_START, encode_turns
 from gamut.codecs.mel import hear, pad_mels, patches
+from gamut.codecs.prompts import READ_ALOUD
 from gamut.codecs.text import Tokenizer
 from gamut.codecs.weave import Marks, build_ta4
 from gamut.data.spoken import RATE, TASKS, Digits, Said, Task, noisy
