@@ -135,9 +135,10 @@ class Flow(Pretrained, nn.Module):
         mask: Bool[Tensor, "#B 1 #T T"] | None = None,
         pasts: Sequence[Past] | None = None,
     ) -> Float[Tensor, "B T M"]:
-        """One call of the estimator."""
+        """One call of the estimator. In half precision the velocity is still fp32, as the path it is added to."""
         speaker_BTM = speaker_BM[:, None].expand_as(mu_BTM)
-        return self.estimator(torch.cat([x_BTM, mu_BTM, speaker_BTM, prompt_BTM], -1), t, mask, pasts)
+        both = torch.cat([x_BTM.to(mu_BTM.dtype), mu_BTM, speaker_BTM, prompt_BTM], -1)
+        return self.estimator(both, t, mask, pasts).float()
 
     def solve(self, x_BTM: Tensor, conditions: tuple[Tensor, Tensor, Tensor], *, mask: Tensor | None = None,
               pasts: Sequence[Sequence[Past]] | None = None, steps: int, guidance: float) -> Tensor:  # fmt: skip
@@ -186,7 +187,7 @@ class Flow(Pretrained, nn.Module):
         prompt_BTM = torch.zeros(len(rows), T, c.mels, dtype=dtype, device=device)
         for b, voice in enumerate(voices):
             prompt_BTM[b, : voice.mel_MT.shape[1]] = (voice.mel_MT.T - c.mean) / c.std
-        x_BTM = start(noise_MT, c.mels, 0, T).to(prompt_BTM).T.expand(len(rows), -1, -1)
+        x_BTM = start(noise_MT, c.mels, 0, T).to(device).T.expand(len(rows), -1, -1)
         speaker_BM = self.spoken_by(torch.stack([voice.speaker_S for voice in voices]).to(prompt_BTM))
         mask = None if counts_BN is None else seen(T, counts_BN.repeat_interleave(c.factor, 1))
         x_BTM = self.solve(

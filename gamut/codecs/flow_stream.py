@@ -105,7 +105,7 @@ def _piece(flow: Flow, states: Sequence[FlowState], ids_BN: Tensor, last: bool, 
     (rules, *_), frames = [state.rules for state in states], prompt_BTM.shape[1]
     mu_BTM = flow.project(flow.encoder.advance(flow.embedded(ids_BN), [state.encoder for state in states], last))
     at = [state.frames if rules.newest else state.solver[0].length for state in states]
-    x_BTM = torch.stack([start(noise_MT, mu_BTM.shape[-1], first, frames).T for first in at]).to(mu_BTM)
+    x_BTM = torch.stack([start(noise_MT, mu_BTM.shape[-1], first, frames).T for first in at]).to(mu_BTM.device)
     conditions = mu_BTM, torch.cat([state.speaker_1M for state in states]), prompt_BTM
     pasts = list(zip(*(state.solver for state in states), strict=True))
     x_BTM = flow.solve(x_BTM, conditions, pasts=pasts, steps=rules.steps, guidance=rules.guidance)
@@ -169,8 +169,8 @@ def together(
         if len(ids_BN) != len(stream.states):
             raise ValueError(f"the stream has {len(stream.states)} rows, got tokens for {len(ids_BN)}")
         stream.ids_BN = torch.cat([stream.ids_BN, ids_BN.cpu()], 1)
-        weight, mels = stream.flow.project.weight, stream.flow.config.mels
-        made.append([weight.new_zeros(len(stream.states), mels, 0)])
+        device, mels = stream.flow.project.weight.device, stream.flow.config.mels
+        made.append([torch.zeros(len(stream.states), mels, 0, device=device)])
     while waiting := [(i, due) for i, stream in enumerate(streams) if (due := stream.due(end))]:
         first, (count, last) = waiting[0]
         like = streams[first]

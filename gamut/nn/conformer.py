@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gamut.nn.linear import Linear
+from gamut.nn.linear import Linear, linear
 
 
 class Grown:
@@ -204,7 +204,7 @@ class UpsamplingConformer(nn.Module):
         if pasts is not None:
             look, up = torch.cat([past.look_1KD for past in pasts]), torch.cat([past.up_1KD for past in pasts])
             lower, upper = [past.lower for past in pasts], [past.upper for past in pasts]
-        y, look = causal(self.look2, F.leaky_relu(self.look1(x.transpose(1, 2)).transpose(1, 2)), look)
+        y, look = causal(self.look2, F.leaky_relu(convolved(self.look1, x)), look)
         x = self._blocks(self.blocks, x[:, : y.shape[1]] + y, masks[0], lower)
         x, up = causal(self.up, x.repeat_interleave(self.factor, 1), up)
         x = self._blocks(self.up_blocks, self.up_entrance(x), masks[1], upper)
@@ -229,7 +229,14 @@ def causal(conv: nn.Conv1d, x_BTD: Float[Tensor, "B T D"], before_BKD: Tensor | 
     left = conv.kernel_size[0] - 1
     before_BKD = x_BTD.new_zeros(len(x_BTD), left, x_BTD.shape[-1]) if before_BKD is None else before_BKD
     joined = torch.cat([before_BKD, x_BTD], 1)
-    return conv(joined.transpose(1, 2)).transpose(1, 2), joined[:, joined.shape[1] - left :]
+    return convolved(conv, joined), joined[:, joined.shape[1] - left :]
+
+
+def convolved(conv: nn.Conv1d, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B _ E"]:
+    """``conv`` without padding, on steps that lie in rows. As one product it is 1.4 times as fast as the library's
+    convolution for a streamed piece (dev/LOG.md), and nothing is transposed."""
+    windows = x_BTD.unfold(1, conv.kernel_size[0], 1).flatten(2)
+    return linear(windows, conv.weight.flatten(1), conv.bias)
 
 
 def seen(
