@@ -5,7 +5,9 @@
     python -m benchmarks.pipeline --table                      # prints what is known, searches nothing
 
 results/fused_schedules.json keeps the best schedules, for time and for memory at that time, each with the command, the
-seed and the seconds that made it; results/fused_pipeline.jsonl gets a line per search.
+seed and the seconds that made it; results/fused_pipeline.jsonl gets a line per search. Minutes are CPU time: on a busy
+machine, or under nice, they take longer by the clock. Each instance is saved when it is done, so a search that was
+stopped goes on where it was; the first search on a machine has numba compile for half a minute before.
 """
 
 import datetime
@@ -76,39 +78,31 @@ def known() -> dict[int, dict]:
 
 def _one(index: int, seconds: float, seed: int, start: tuple, goal_memory: float, loud: bool) -> dict:
     """One worker's search, as plain data."""
-    from gamut.plan.pipeline_search import Search
+    from gamut.plan.pipeline_search import Found, Search
 
     began = time.perf_counter()
-    search = Search(INSTANCES[index].problem, seed=seed, start=start)
-    best = search.run(
-        seconds, memory_goal=goal_memory, say=(lambda line: print("  ", line, flush=True)) if loud else print_not
-    )
-    cpu = time.process_time()
-    kept = {"seed": seed, "cpu_seconds": round(cpu, 1), "wall_seconds": round(time.perf_counter() - began, 1)}
+
+    def better(found: Found) -> None:
+        if loud:
+            cost = f"{found.makespan:g}   memory {found.peak_memory:g}"
+            print(f"  {found.seconds:7.1f} s   {cost}   {found.by}", flush=True)
+
+    search = Search(INSTANCES[index].problem, seed=seed, start=start, better=better)
+    best = search.run(seconds, memory_goal=goal_memory)
+    spent = search.clock() - search.began
+    kept = {"seed": seed, "cpu_seconds": round(spent, 1), "wall_seconds": round(time.perf_counter() - began, 1)}
     first = search.shortest
+    return {"latency_best": _plain(first) | kept, "memory_best": _plain(best) | kept, "trace": best.trace}
+
+
+def _plain(found) -> dict:
     return {
-        "latency_best": {
-            "makespan": first.makespan,
-            "peak_memory": first.peak_memory,
-            "nodes": first.rows,
-            "by": first.by,
-            "found_after": round(first.seconds, 1),
-            **kept,
-        },
-        "memory_best": {
-            "makespan": best.makespan,
-            "peak_memory": best.peak_memory,
-            "nodes": best.rows,
-            "by": best.by,
-            "found_after": round(best.seconds, 1),
-            **kept,
-        },
-        "trace": best.trace,
+        "makespan": found.makespan,
+        "peak_memory": found.peak_memory,
+        "nodes": found.rows,
+        "by": found.by,
+        "found_after": round(found.seconds, 1),
     }
-
-
-def print_not(line: str) -> None:
-    """Workers beside the first say nothing."""
 
 
 def rank(schedule: dict) -> tuple[float, float]:

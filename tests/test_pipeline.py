@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gamut.plan.pipeline import Chain, Problem, simulate
-from gamut.plan.pipeline_classic import CLASSICS, chimera, gpipe, idle, interleaved, plain, zero_bubble
+from gamut.plan.pipeline_classic import (
+    CLASSICS,
+    chimera,
+    dualpipe,
+    gpipe,
+    idle,
+    interleaved,
+    plain,
+    zero_bubble,
+    zero_bubble_v,
+)
 from gamut.plan.pipeline_command import Cluster, fused_problem, parse_models
 from gamut.plan.pipeline_export import instructions, load, save
 from gamut.plan.pipeline_fused import INSTANCES, Fused, fill_gaps, greedy, lower_bound, serial
@@ -123,10 +133,48 @@ def test_bubbles_of_classic_schedules_equal_the_closed_forms(nodes, micro):
         assert timing.peak_memory == pytest.approx(case.held)
 
 
+@pytest.mark.parametrize("times", [(1, 1, 1), (2, 2, 1), (3, 3, 2)])
+@pytest.mark.parametrize("nodes, micro", [(2, 4), (4, 8), (6, 16), (8, 24)])
+def test_bubbles_of_schedules_in_both_directions(nodes, micro, times):
+    """ZB-V idles (P - 1)(b - w) on its worst node. DualPipe is (P/2 - 1)(f + b - w) longer than the work of a node, and
+    never longer than the paper's (P/2 - 1)(F&B + B - 3 W)."""
+    f, b, w = times
+    case = zero_bubble_v(nodes, micro, *times)
+    timing = simulate(case.problem, case.rows)
+    assert (idle(timing), timing.peak_memory) == pytest.approx((case.bubble, nodes))
+    case = dualpipe(nodes, micro, *times)
+    timing = simulate(case.problem, case.rows)
+    assert (timing.makespan - timing.work[0], timing.peak_memory) == pytest.approx((case.bubble, nodes + 1))
+    assert case.bubble <= (nodes / 2 - 1) * ((f + b + w) + (b + w) - 3 * w)
+
+
+@pytest.mark.parametrize("send", [0, 0.5, 3])
+@pytest.mark.parametrize("nodes, micro", [(2, 5), (4, 3), (4, 8), (6, 13), (8, 16)])
+def test_bubbles_with_a_cost_of_sending(nodes, micro, send):
+    """A round trip of messages is lost once by GPipe, again and again by 1F1B."""
+    for f, b in ((1, 2), (3, 5), (5, 3)):
+        for case in (gpipe(nodes, micro, f, b, send=send), plain(nodes, micro, f, b, send=send)):
+            assert idle(simulate(case.problem, case.rows)) == pytest.approx(case.bubble)
+
+
+@pytest.mark.parametrize("name", sorted(CLASSICS))
+def test_sending_never_shortens(name):
+    """Any schedule of the literature at a higher cost of sending ends later or at the same time, and stays valid."""
+    case = CLASSICS[name](4) if name == "chimera" else CLASSICS[name](4, 8)
+    ends = [simulate(Problem(case.problem.chains, send), case.rows).makespan for send in (0, 0.5, 1, 4)]
+    assert ends == sorted(ends) and ends[-1] > ends[0]
+
+
 def test_classic_schedules_refuse_what_they_cannot_do():
+    with pytest.raises(ValueError, match=r"ZB-V on 4 nodes needs .* at least 7 micro-batches, got 6"):
+        zero_bubble_v(4, 6)
+    with pytest.raises(ValueError, match="DualPipe needs even numbers of nodes and micro-batches, got 4 and 9"):
+        dualpipe(4, 9)
+    with pytest.raises(ValueError, match=r"DualPipe on 4 nodes needs .* at least 8 micro-batches, got 6"):
+        dualpipe(4, 6)
     with pytest.raises(ValueError, match=r"interleaved 1F1B needs .* multiples of 4; got 4 nodes, 10 micro-batches"):
         interleaved(4, 10)
-    with pytest.raises(ValueError, match="needs at least 7 micro-batches, got 6"):
+    with pytest.raises(ValueError, match="ZB-H2 on 4 nodes needs nodes >= 2 and at least 7 micro-batches, got 6"):
         zero_bubble(4, 6, twice=True)
     with pytest.raises(ValueError, match="even number of nodes, got 3"):
         chimera(3)
@@ -227,7 +275,7 @@ def test_instruction_lists_run_to_their_end(index):
 
 
 def test_instruction_lists_of_interleaved_and_split_schedules():
-    for case in (interleaved(4, 8), zero_bubble(4, 8), CLASSICS["zb-h2"](4, 8)):
+    for case in (interleaved(4, 8), CLASSICS["zb-h2"](4, 8), zero_bubble_v(4, 8), dualpipe(4, 8)):
         done = _execute(case.problem, instructions(case.problem, case.rows))
         assert [len(one) for one in done] == list(case.problem.lengths)
 

@@ -101,60 +101,6 @@ def peak(row, length, delta):
 
 
 @compiled
-def dispatch(window, bias, room, table, rows, ends, peaks):
-    """List scheduling: always the op that can start first, ops of small ``bias`` (time units) before others.
-
-    Args:
-        window: per forward op, most micro-batches that its stage may hold.
-        room: most memory that a node may hold; forwards wait for it.
-        rows, ends, peaks: filled; ``peaks`` by node.
-    Returns:
-        makespan, or -1 if windows and room lock it.
-    """
-    node, up, lag, time, delta, count, down, release, lengths, own = table
-    nodes = rows.shape[0]
-    done, length = np.zeros(len(up), np.int64), np.zeros(nodes, np.int64)
-    clock, held = np.zeros(nodes), np.zeros(nodes)
-    chosen, begin = np.full(nodes, -1), np.zeros(nodes)
-    peaks[:] = 0.0
-    changed = -1
-    for _ in range(lengths.sum() + 1):
-        for n in range(nodes):
-            if changed >= 0 and n != node[changed] and (down[changed] < 0 or n != node[down[changed]]):
-                continue
-            least, chosen[n] = math.inf, -1
-            for op in own[n]:
-                if op < 0:
-                    break
-                if done[op] == count[op]:
-                    continue
-                ready, before, turn = clock[n], up[op], done[op]
-                if before >= 0:
-                    if done[before] <= turn:
-                        continue
-                    ready = max(ready, ends[before, turn] + lag[op])
-                if release[op] >= 0 and (turn - done[release[op]] >= window[op] or held[n] + delta[op] > room + 1e-9):
-                    continue
-                if ready + bias[op] < least:
-                    least, chosen[n], begin[n] = ready + bias[op], op, ready
-        first = -1
-        for n in range(nodes):
-            if chosen[n] >= 0 and (first < 0 or begin[n] < begin[first]):
-                first = n
-        if first < 0:
-            break
-        changed = chosen[first]
-        rows[first, length[first]] = changed
-        length[first] += 1
-        clock[first] = begin[first] + time[changed]
-        ends[changed, done[changed]] = clock[first]
-        done[changed] += 1
-        held[first] += delta[changed]
-        peaks[first] = max(peaks[first], held[first])
-    return clock.max() if length.sum() == lengths.sum() else -1.0
-
-
-@compiled
 def _critical(rows, time, lag, up, node, lengths, buffer, makespan, pairs):
     """Follow one critical path back from the end, taking turns by chance. Fills ``pairs`` with (node, place) of
     neighbours on it that could change places; returns how many."""
@@ -245,47 +191,4 @@ def anneal(rows, table, cap, target, hot, cold, steps, seed, best, one, two, pai
         if cost < least:
             least = cost
             best[:] = rows
-    return least
-
-
-@compiled
-def tune(window, bias, room, table, cap, target, hot, cold, steps, seed, best_window, best_bias, rows, ends, peaks):
-    """Annealing over the windows and biases of `dispatch`; the cost is that of `anneal`, with a little for the mean
-    peak.
-
-    Returns:
-        cost of (``best_window``, ``best_bias``), which are filled; ``rows`` is left in some other state.
-    """
-    np.random.seed(seed)
-    node, up, _, time, delta, _, _, release, _, _ = table
-    ops, nodes, unit = len(up), rows.shape[0], time.max()
-    cost = least = math.inf
-    window_new, bias_new = window.copy(), bias.copy()
-    for step in range(steps):
-        heat = hot * (cold / hot) ** (step / steps)
-        makespan = dispatch(window_new, bias_new, room, table, rows, ends, peaks)
-        fresh = math.inf
-        if makespan >= 0:
-            fresh = max(makespan - target, 0.0) + np.maximum(peaks - cap, 0.0).sum() + 1e-3 * peaks.mean()
-        if step == 0 or fresh <= cost or np.random.random() < math.exp((cost - fresh) / heat):
-            cost = fresh
-            window[:], bias[:] = window_new, bias_new
-            if cost < least:
-                least = cost
-                best_window[:], best_bias[:] = window, bias
-        window_new[:], bias_new[:] = window, bias
-        for _ in range(1 + np.random.randint(3)):
-            op = np.random.randint(ops)
-            low, high = node[op], node[op]
-            if np.random.random() < 0.5:  # a whole stretch of nodes at once
-                low, high = min(low, np.random.randint(nodes)), max(high, np.random.randint(nodes))
-            by_window = release[op] >= 0 and np.random.random() < 0.5
-            shift = (1.0 if np.random.random() < 0.5 else -1.0) if by_window else (np.random.random() - 0.5) * unit
-            for other in range(ops):
-                same = delta[other] == delta[op] and time[other] == time[op]  # same model, same direction
-                if other == op or (same and low <= node[other] <= high):
-                    if by_window:
-                        window_new[other] = max(1, window_new[other] + int(shift))
-                    else:
-                        bias_new[other] = max(0.0, bias_new[other] + shift)
     return least

@@ -1,32 +1,29 @@
 """Search for short schedules, and for short ones that need little memory.
 
-Two moves of very different size. `tune` changes the rules of a list scheduler: how many micro-batches each stage may
-hold and which op goes first; a change of one number moves hundreds of ops and the result is always a sensible schedule.
-`anneal` swaps two neighbours that lie on a critical path (only such swaps can shorten a schedule) or at a peak of
+Two moves of very different size. `Rules.tune` anneals the rules of a list scheduler that runs forwards or backwards in
+time; `anneal` swaps two neighbours that lie on a critical path (only such swaps can shorten a schedule) or at a peak of
 memory. The paper's annealing (RLHFuse, algorithms 1-3) swaps any two neighbours; its search took 768 cores.
 """
 
-import itertools
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from gamut.plan.pipeline import FORWARD, Chain, Problem, simulate
+from gamut.plan.pipeline import Chain, Problem, simulate
 from gamut.plan.pipeline_fused import fillers, greedy, lower_bound, serial
 
-SLICE = 2.0  # seconds of one call of a kernel: how often the search looks at the clock
-FIRST = {"tune": 1500, "anneal": 10_000}  # steps a second before the speed is known
-FASTEST = 200_000
+SLICE = 1.0  # seconds of one call of a kernel: how often the search looks at the clock
+ROOM = (2.0, 3.0, 1.5)  # memory allowed while the goal is not met, in peaks of the serial schedule
+FIRST, FASTEST = 2000, 400_000  # steps a second before the speed of a kernel is known, and at most
 
 
 @dataclass
 class Found:
-    """The best schedule so far and how it came about."""
+    """The best schedule so far and how it came about; ``trace`` has a line for each that was the best before."""
 
     rows: tuple[str, ...]
     makespan: float
@@ -45,6 +42,8 @@ class Search:
         goal: stop shortening here; the lower bound if None.
         start: schedules known beforehand.
         clock: seconds spent; CPU time by default, so that a busy machine changes nothing.
+        better: called with every new best.
+        room: most memory of a node; a schedule that needs more does not count. The serial schedule's at least.
     """
 
     def __init__(
@@ -55,25 +54,32 @@ class Search:
         goal: float | None = None,
         start: tuple = (),
         clock: Callable[[], float] = time.process_time,
+        better: Callable[[Found], None] = lambda found: None,
+        room: float = math.inf,
     ):
         from gamut.plan import pipeline_kernels as kernels
+        from gamut.plan.pipeline_rules import Rules
 
-        self.problem, self.clock, self.kernels = problem, clock, kernels
+        self.problem, self.clock, self.kernels, self.better = problem, clock, kernels, better
         self.bound = lower_bound(problem)
         if all(float(op.time).is_integer() and float(op.lag).is_integer() for op in problem.ops):
             self.bound = math.ceil(self.bound)
         self.goal = float(self.bound if goal is None else goal)
         self.draw = np.random.default_rng(seed)
-        self.table, self.began = kernels.tables(problem), clock()
         self.best: Found | None = None
         self.shortest: Found | None = None  # the first that was as short as the best
-        self.one, self.two = kernels.buffers(problem), kernels.buffers(problem)
+        self.good: tuple[Any, tuple[np.ndarray, np.ndarray]] | None = None  # the rules of the best, and whose they are
+        self.table, self.buffers = kernels.tables(problem), (kernels.buffers(problem), kernels.buffers(problem))
         self.pairs = np.zeros((sum(problem.lengths), 2), np.int64)
         self.speed: dict[str, float] = {}
-        self.rules: tuple[tuple[float, float], np.ndarray, np.ndarray] | None = (
-            None  # the best so far: cost, windows, biases
-        )
-        self.serial_peak = simulate(problem, serial(problem)).peak_memory
+        self.unit = max(op.time for op in problem.ops)
+        ways = (False,) if any(chain.weight for chain in problem.chains) else (True, False)
+        self.rules = [Rules(problem, self.draw, self._run, backwards=way) for way in ways]
+        self.serial_peak, self.room = simulate(problem, serial(problem)).peak_memory, room
+        if room < self.serial_peak - 1e-6:
+            raise ValueError(
+                f"memory must do for the serial schedule: allowed {self.serial_peak:g} or more, got {room:g}"
+            )
         self._compile()
         self.began = clock()
         for rows in start:
@@ -83,21 +89,23 @@ class Search:
 
     def _compile(self) -> None:
         """Have the kernels compiled before the clock runs: 15 s of CPU time once, then kept on disk by numba."""
-        problem = Problem((Chain((0, 1), 2, 1, 2), Chain((1, 0), 2, 1, 2)))
-        rows = self.kernels.pack(problem, greedy(problem))
-        table, buffers = self.kernels.tables(problem), [self.kernels.buffers(problem) for _ in range(2)]
-        rules = np.ones(len(problem.ops), np.int64), np.zeros(len(problem.ops))
-        more = (*(one.copy() for one in rules), rows.copy(), np.zeros_like(buffers[0][2]), np.zeros(problem.nodes))
-        self.kernels.tune(*rules, 9.0, table, 1.0, 1.0, 1.0, 0.1, 1, 0, *more)
-        self.kernels.anneal(rows, table, 1.0, 1.0, 1.0, 0.1, 1, 0, rows.copy(), *buffers, np.zeros((16, 2), np.int64))
+        from gamut.plan.pipeline_rules import Rules
 
-    def offer(self, rows: tuple[str, ...] | np.ndarray, by: str) -> bool:
+        problem = Problem((Chain((0, 1), 2, 1, 2), Chain((1, 0), 2, 1, 2)))
+        kernels = self.kernels
+        rows = kernels.pack(problem, greedy(problem))
+        table, buffers = kernels.tables(problem), [kernels.buffers(problem) for _ in range(2)]
+        pairs = np.zeros((16, 2), np.int64)
+        kernels.anneal(rows, table, 1.0, 1.0, 1.0, 0.1, 1, 0, rows.copy(), *buffers, pairs)
+        rules = Rules(problem, np.random.default_rng(0), lambda name, kernel, args: kernel(*args(2, 0)), backwards=True)
+        rules.begin(9.0, 1)
+        rules.tune(9.0, 1.0, 1.0, 0.1, 1)
+
+    def offer(self, rows: tuple[str, ...], by: str) -> bool:
         """Take a schedule if it is better than the best; the exact evaluator decides."""
-        if isinstance(rows, np.ndarray):
-            rows = self.problem.rows(row[:n] for row, n in zip(rows, self.problem.lengths, strict=True))
         timing = simulate(self.problem, rows)
         here = (timing.makespan, round(timing.peak_memory, 6))
-        if self.best and here >= (self.best.makespan, round(self.best.peak_memory, 6)):
+        if here[1] > self.room + 1e-6 or (self.best and here >= (self.best.makespan, self.best.peak_memory)):
             return False
         spent, trace = self.clock() - self.began, self.best.trace if self.best else []
         trace.append({"makespan": here[0], "peak_memory": here[1], "by": by, "seconds": round(spent, 2)})
@@ -105,140 +113,75 @@ class Search:
         if self.best is None or here[0] < self.best.makespan:
             self.shortest = found
         self.best = found
+        self.better(found)
         return True
 
     def _run(self, name: str, kernel: Callable, args: Callable[[int, int], tuple]) -> float:
         """Call a kernel for about SLICE seconds; ``args(steps, seed)`` gives its arguments."""
-        steps = max(50, int(SLICE * self.speed.get(name, FIRST[name])))
+        known = self.speed.get(name, FIRST)
+        steps = max(50, int(SLICE * known))
         began = self.clock()
         cost = kernel(*args(steps, int(self.draw.integers(1 << 31))))
-        spent, known = self.clock() - began, self.speed.get(name, FIRST[name])
+        spent = self.clock() - began
         self.speed[name] = steps / spent if spent > SLICE / 4 else min(2 * known, FASTEST)  # it may have ended early
         return cost
 
-    def tune(self, cap: float, slices: int = 4, *, again: bool = False, strict: bool = True) -> np.ndarray | None:
-        """Anneal the rules of the list scheduler within memory ``cap``; the rows they give.
+    def anneal(self, cap: float, hot: float, slices: int = 2) -> None:
+        """Anneal by swaps of neighbours from the best schedule, within memory ``cap``."""
+        from gamut.plan.pipeline_rules import cooling
 
-        The rules begin at random, or with ``again`` at the best that were found. ``strict``: the scheduler itself keeps
-        to the cap, node by node, and rules that lock it count for nothing; else what is over the cap is a cost.
-        """
-        room = cap if strict else math.inf
-        found = (self.rules[1].copy(), self.rules[2].copy()) if again and self.rules else self._drawn(cap, room)
-        if found is None:
-            return None
-        window, bias = found
-        rows, ends, peaks = self._empty()
-        least, best_window, best_bias = math.inf, window.copy(), bias.copy()
-        unit = max(op.time for op in self.problem.ops)
-        for hot, cold in _cooling((0.06 if again else 0.2) * unit, 0.008 * unit, slices):
-            kept = window.copy(), bias.copy()
+        rows = self.kernels.pack(self.problem, self.best.rows)
+        best = rows.copy()
+        for top, low in cooling(hot, 0.03 * hot, slices):
+            fixed = (rows, self.table, cap, self.goal, top, low)
             cost = self._run(
-                "tune",
-                self.kernels.tune,
-                partial(
-                    _around, (window, bias, room, self.table, cap, self.goal, hot, cold), (*kept, rows, ends, peaks)
-                ),
+                "anneal", self.kernels.anneal, lambda *a, f=fixed: (*f, *a, best, *self.buffers, self.pairs)
             )
-            if cost < least:
-                least, (best_window, best_bias) = cost, kept
-            if cost < 0.5:
-                break
-        makespan = self.kernels.dispatch(best_window, best_bias, room, self.table, rows, ends, peaks)
-        if makespan < 0:
-            return None
-        rank = (max(makespan, self.goal), float(peaks.max()))
-        if self.rules is None or rank < self.rules[0]:
-            self.rules = (rank, best_window, best_bias)
-        self.offer(rows, f"tune within memory {cap:g}")
-        return rows
-
-    def _drawn(self, cap: float, room: float) -> tuple[np.ndarray, np.ndarray] | None:
-        """The best of some random rules; None if none of them ends."""
-        rows, ends, peaks = self._empty()
-        least, best = math.inf, None
-        for _ in range(24):
-            window, bias = self._rules()
-            makespan = self.kernels.dispatch(window, bias, room, self.table, rows, ends, peaks)
-            cost = max(makespan - self.goal, 0.0) + np.maximum(peaks - cap, 0.0).sum()
-            if makespan >= 0 and cost < least:
-                least, best = cost, (window, bias)
-        return best
-
-    def _empty(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rows = np.full((self.problem.nodes, max(self.problem.lengths)), -1, np.int64)
-        return rows, np.zeros_like(self.one[2]), np.zeros(self.problem.nodes)
-
-    def _rules(self) -> tuple[np.ndarray, np.ndarray]:
-        """Windows like 1F1B's and biases, one draw per model and direction."""
-        ops, drawn, unit = self.problem.ops, {}, max(op.time for op in self.problem.ops)
-        window, bias = np.ones(len(ops), np.int64), np.zeros(len(ops))
-        late = self.draw.integers(2)
-        for i, op in enumerate(ops):
-            chain = self.problem.chains[op.chain]
-            key = (chain.model, chain.forward, op.kind)
-            if key not in drawn:
-                drawn[key] = (self.draw.integers(-1, 8), self.draw.uniform(0.6, 1.4), self.draw.uniform(0, 0.25))
-            more, slope, first = drawn[key]
-            if op.kind == FORWARD:
-                window[i] = max(1, int((len(chain.nodes) - op.stage) * slope + more))
-            bias[i] = unit * (first + (0.25 if late and op.kind == FORWARD else 0))
-        return window, bias
-
-    def anneal(self, rows: np.ndarray, cap: float, hot: float, slices: int = 4) -> bool:
-        """Anneal by swaps of neighbours from ``rows``; whether goal and ``cap`` were both met."""
-        rows, best = rows.copy(), rows.copy()
-        for top, low in _cooling(hot, 0.03 * hot, slices):
-            cost = self._run(
-                "anneal",
-                self.kernels.anneal,
-                partial(_around, (rows, self.table, cap, self.goal, top, low), (best, self.one, self.two, self.pairs)),
-            )
-            self.offer(best, f"anneal within memory {cap:g}")
+            letters = self.problem.rows(row[:n] for row, n in zip(best, self.problem.lengths, strict=True))
+            self.offer(letters, "swaps of neighbours")
             if cost <= 1e-9:
-                return True
-        return False
+                break
 
-    def run(self, seconds: float, *, memory_goal: float = 0.0, say: Callable[[str], None] = lambda line: None) -> Found:
+    def run(self, seconds: float, *, memory_goal: float = 0.0) -> Found:
         """Shorten until the goal is met, then lower the memory at that makespan, until time or ``memory_goal``.
 
-        Each round tunes the scheduler's rules within a memory cap and anneals what comes out; the cap tightens with
-        every success and loosens a little for a round that failed.
+        Each round tunes rules within a memory cap: new ones, or those of the best schedule. A goal that is not met in
+        half of the time gives way to the best makespan.
         """
-        step = min(op.delta for op in self.problem.ops if op.delta > 0)
-        floor = max(chain.memory for chain in self.problem.chains)
-        failures = 0
-        while self.clock() - self.began < seconds:
-            short = self.best.makespan <= self.goal
-            if short and self.best.peak_memory <= max(memory_goal, floor):
+        least, failures = max(memory_goal, max(chain.memory for chain in self.problem.chains)), 0
+        while (spent := self.clock() - self.began) < seconds:
+            if self.best.makespan > self.goal and spent > seconds / 2:
+                self.goal, failures = self.best.makespan, 0
+            short, before = self.best.makespan <= self.goal, self.best
+            if not short:
+                cap = min(self.serial_peak * ROOM[failures % len(ROOM)], self.room)
+            elif before.peak_memory <= least + 1e-6:
                 break
-            if short:
-                cap = self.best.peak_memory - 1e-6 - step * (int(self.draw.integers(0, 3)) if failures % 2 else 0)
             else:
-                cap = self.serial_peak * float(self.draw.choice([1.0, 1.25, 1.5, 2.0]))
-            before = (self.best.makespan, self.best.peak_memory)
-            rows = self.tune(cap, slices=2 ** (1 + failures % 4), again=failures % 3 == 2, strict=failures % 5 < 3)
-            if rows is not None:
-                self.anneal(rows, cap, float(self.draw.choice([0.3, 0.7, 1.5])), slices=3)
-            if short and failures % 2 == 0:
-                self.anneal(self.kernels.pack(self.problem, self.best.rows), cap, 0.7, slices=2)
-            better = (self.best.makespan, self.best.peak_memory) < before
-            failures = 0 if better else failures + 1
-            if better:
-                say(
-                    f"{self.clock() - self.began:7.1f} s   makespan {self.best.makespan:g} (bound {self.bound:g})   "
-                    f"memory {self.best.peak_memory:g}   by {self.best.by}"
-                )
+                cap = max(least, before.peak_memory * (1 if failures else 0.97) - 1e-6)
+            self._round(cap, failures)
+            if failures % 6 == 5:
+                self.anneal(cap if short else self.best.peak_memory, 0.7)
+            failures = 0 if self.best is not before else failures + 1
         return self.best
 
-
-def _cooling(hot: float, cold: float, slices: int) -> list[tuple[float, float]]:
-    """Geometric cooling from hot to cold, cut into slices."""
-    edges = [hot * (cold / hot) ** (part / slices) for part in range(slices + 1)]
-    return list(itertools.pairwise(edges))
-
-
-def _around(first: tuple, last: tuple, steps: int, seed: int) -> tuple:
-    return (*first, steps, seed, *last)
+    def _round(self, cap: float, failures: int) -> None:
+        """Tune the rules of the best schedule four times, then new ones twice; longer and longer."""
+        turn, slices = failures % 6, 2 ** min(failures // 3, 4)
+        if self.good is None or turn >= 4:
+            side = self.rules[failures // 6 % len(self.rules)]
+            if (turn != 5 or side.kept is None) and not side.begin(cap):
+                return
+            hot = 0.2
+        else:
+            side, kept = self.good
+            side.kept = kept
+            hot = (0.03, 0.06, 0.12, 0.25)[turn]
+        side.tune(cap, self.goal, hot * self.unit, 0.01 * self.unit, slices)
+        makespan, rows = side.rows(cap)
+        way = "backwards" if side.backwards else "forwards"
+        if makespan >= 0 and self.offer(rows, f"rules {way} in time"):
+            self.good = (side, side.kept)
 
 
 def search(problem: Problem, seconds: float = 10.0, **options: Any) -> Found:
