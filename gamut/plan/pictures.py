@@ -80,8 +80,10 @@ class Dots:
         finite = np.concatenate([v[1] for v in kept.values()])
         up = Axis(finite[np.isfinite(finite)], self.height - BOTTOM, 20, log="y" in self.log)
         parts, keys = _frame(across, up, self.height, self.x, self.y), []
-        for i, (name, (xs, ys)) in enumerate(kept.items()):
-            colour = f"var(--s{i % 8})"
+        alone = [name for name in kept if name.removeprefix("fit ") == name or name.removeprefix("fit ") not in kept]
+        for name, (xs, ys) in kept.items():
+            own = name if name in alone else name.removeprefix("fit ")  # a fit has the colour of its dots, and no key
+            colour = f"var(--s{alone.index(own) % 8})"
             spots = [(across(a), up(b)) for a, b in zip(xs, ys, strict=True) if math.isfinite(b)]
             if name in self.lines:
                 parts.append(
@@ -96,7 +98,8 @@ class Dots:
                 look = {"r": 2.6, "fill": colour, "fill_opacity": 0.75}
                 parts += [tag("circle", tag("title", f"{name}: {x:.4g}, {y:.4g}"), cx=f"{a:.1f}", cy=f"{b:.1f}", **look)
                           for (a, b), x, y in zip(spots, xs, ys, strict=False)]  # fmt: skip
-            keys.append(tag("span", tag("i", style=f"background: {colour}"), name))
+            if name == own:
+                keys.append(tag("span", tag("i", style=f"background: {colour}"), name))
         drawing = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {self.height}", role="img")
         return tag(
             "figure", tag("figcaption", self.title), drawing, tag("div", *keys, class_="key") if len(keys) > 1 else None
@@ -106,7 +109,8 @@ class Dots:
 class Heat:
     """A block: a map of signed values over log N (up) and log D (across); blue below 0, orange above, pale near it.
 
-    Hovering shows the value; ``open_ND`` marks cells that are undecided, which stay empty.
+    Hovering shows the value; ``open_ND`` marks cells that are undecided, which stay pale. ``marks``: (N, D) of runs,
+    drawn as dots.
     """
 
     def __init__(
@@ -117,10 +121,12 @@ class Heat:
         values_ND: np.ndarray,
         *,
         open_ND: np.ndarray | None = None,
+        marks: tuple[np.ndarray, np.ndarray] | None = None,
         height: int = 380,
     ):
         self.title, self.N, self.D, self.values, self.height = title, N, D, values_ND, height
         self.open = np.zeros(values_ND.shape, bool) if open_ND is None else open_ND
+        self.marks = marks
 
     def html(self) -> Raw:
         across, up = Axis(self.D, LEFT, WIDTH - 10, log=True), Axis(self.N, self.height - BOTTOM, 20, log=True)
@@ -130,15 +136,18 @@ class Heat:
         for i, n in enumerate(self.N):
             for j, d in enumerate(self.D):
                 value = float(self.values[i, j])
-                if self.open[i, j] or not math.isfinite(value):
+                if not math.isfinite(value):
                     continue
+                strength = 0.16 if self.open[i, j] else 0.4 + 0.6 * abs(value) / most
+                said = f"N {n:.3g}, D {d:.3g}: {100 * value:+.2f}%{', undecided' if self.open[i, j] else ''}"
                 colour = "var(--s0)" if value < 0 else "var(--s1)"
                 cells.append(tag(
-                    "rect", tag("title", f"N {n:.3g}, D {d:.3g}: {100 * value:+.2f}%"), x=f"{across(d) - wide / 2:.1f}",
-                    y=f"{up(n) - abs(high) / 2:.1f}", width=f"{wide + 0.4:.1f}", height=f"{abs(high) + 0.4:.1f}",
-                    fill=colour,
-                    fill_opacity=f"{0.08 + 0.87 * abs(value) / most:.2f}",
+                    "rect", tag("title", said), x=f"{across(d) - wide / 2:.1f}", y=f"{up(n) - abs(high) / 2:.1f}",
+                    width=f"{wide:.2f}", height=f"{abs(high):.2f}", fill=colour, fill_opacity=f"{strength:.2f}",
+                    shape_rendering="crispEdges",
                 ))  # fmt: skip
+        for n, d in zip(*self.marks, strict=True) if self.marks else ():
+            cells.append(tag("circle", cx=f"{across(d):.1f}", cy=f"{up(n):.1f}", r=2.4, fill="var(--ink)"))
         drawing = join(*cells, *_frame(across, up, self.height, "tokens D", "parameters N"))
         return tag(
             "figure",

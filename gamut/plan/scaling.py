@@ -124,6 +124,7 @@ def main(
     table: Path,
     /,
     *,
+    against: Path | None = None,
     target_flops: float | None = None,
     target_n: float | None = None,
     target_d: float | None = None,
@@ -144,6 +145,7 @@ def main(
 
     Args:
         table: CSV or Parquet, a row per run.
+        against: a second table with the same columns: a map of which recipe wins where, in place of a prediction.
         target_flops: training compute to plan for, C = 6 N D.
         target_n: parameters to predict for; with target_d or target_flops.
         target_d: tokens to predict for.
@@ -167,8 +169,24 @@ def main(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notes are printed and stand on the page
         surface = fit(runs, law, seed=seed)
+        if against is not None:
+            others = ScalingTable.read(against, convention=convention, unit=unit, **columns)
+            return _against((runs, others), (surface, fit(others, law, seed=seed)), out, dn_range)
         aim = target(surface, target_flops, target_n, target_d, dn_range)
     print("\n".join(summary(runs, surface, aim)))
     if json:
         print(surface.save(json))
     print(write(out, runs, surface, aim, dn_range))
+
+
+def _against(
+    tables: tuple[ScalingTable, ScalingTable],
+    surfaces: tuple[Surface, Surface],
+    out: Path,
+    dn_range: tuple[float, float],
+) -> None:
+    from gamut.plan import compare_page
+
+    runs = np.concatenate([table.N for table in tables]), np.concatenate([table.D for table in tables])
+    path, found = compare_page.write(out, *surfaces, dn_range, runs)
+    print("\n".join([*compare_page.summary(found, *surfaces), str(path)]))

@@ -81,7 +81,7 @@ def _errors(row: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 def blocks(table: ScalingTable, surface: Surface, aim: Target, dn_range: tuple[float, float]) -> list[Any]:
     """The page, as blocks of gamut/io/report.py."""
-    from gamut.io.report import Columns, Details, Heading, Table
+    from gamut.io.report import Details, Heading, Table
 
     page: list[Any] = [Heading("The answer")]
     columns = ("parameters N", "tokens D", "D/N", "compute C", f"loss, {table.unit}", f"{100 * LEVEL:.0f}% interval")
@@ -99,13 +99,14 @@ def blocks(table: ScalingTable, surface: Surface, aim: Target, dn_range: tuple[f
         Heading("The fit"),
         Table(list(_constants(surface)), [list(_constants(surface).values())], caption=_formula(surface)),
     ]
-    page += [Columns([_isosizes(table, surface), _residuals(table, surface)], "cards")]
+    page += [_isosizes(table, surface), _residuals(table, surface)]
     page += [Heading("How to split compute"), _ratios(table, surface, aim, dn_range)]
     page += [Heading("Five runs that would narrow the interval most", _advice_text(surface)), _advice(surface, aim)]
     rules = [
-        (r.rule, _digits(r.lr), _digits(r.batch), _digits(r.excess), r.note) for r in all_rules(aim.N, aim.D, aim.loss)
+        (r.rule, _digits(r.lr), *_batch(r.batch, aim.D, r.note), _digits(r.excess))
+        for r in all_rules(aim.N, aim.D, aim.loss)
     ]
-    columns = ("rule", "peak learning rate", "batch, tokens", "published excess loss, per mille", "")
+    columns = ("rule", "peak learning rate", "batch, tokens", "", "published excess loss, per mille")
     page += [Heading("Learning rate and batch by published rules"), Table(columns, rules)]
     noise = rerun_noise(table)
     page.append(Details("About the table", [
@@ -123,6 +124,10 @@ def _cell(value: Any) -> Any:
 
 def _digits(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3g}"
+
+
+def _batch(value: float, D: float, note: str) -> tuple[str, str]:
+    return ("-", "batch as printed exceeds the whole run") if value > D else (_digits(value), note)
 
 
 def _constants(surface: Surface) -> dict[str, str]:
