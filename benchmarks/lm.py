@@ -15,7 +15,7 @@ import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
-from benchmarks.record import ratio, record, seconds
+from benchmarks.record import clock_name, ratio, record, seconds
 from gamut.generate.ar import generate
 from gamut.generate.sampling import Sampling
 from gamut.io.folders import load_strict
@@ -208,7 +208,7 @@ def main() -> None:
                 if args.dry:
                     print(threads, metric, {k: round(v, 4) for k, v in values.items()}, facts, flush=True)
                 else:
-                    record("lm", metric, values, **facts)
+                    record("lm", metric, values, clock=clock_name(), **facts)
 
 
 if __name__ == "__main__":

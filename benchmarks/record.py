@@ -1,6 +1,7 @@
 """Timing in interleaved pairs, and result lines that say where and from what they come.
 
-A ratio taken pair by pair in one process survives a busy machine; seconds do not.
+A ratio taken pair by pair in one process survives a busy machine; seconds do not. With one thread the clock is the
+process's own CPU time, so that being pushed aside by others in the middle of a call does not count either.
 """
 
 import datetime
@@ -18,12 +19,18 @@ from gamut.io.env import environment
 RESULTS = Path(__file__).parent / "results"
 
 
+def clock_name() -> str:
+    """What `seconds` reads."""
+    return "process_time" if torch.get_num_threads() == 1 else "perf_counter"
+
+
 def seconds(run: Callable[[], object], repeat: int = 1) -> float:
-    """Wall time of one call, a mean of ``repeat``."""
-    begin = time.perf_counter()
+    """Time of one call, a mean of ``repeat``: CPU time with one thread, wall time with several."""
+    clock = getattr(time, clock_name())
+    begin = clock()
     for _ in range(repeat):
         run()
-    return (time.perf_counter() - begin) / repeat
+    return (clock() - begin) / repeat
 
 
 def ratio(slow: Callable[[], object], fast: Callable[[], object], pairs: int = 7, repeat: int = 1) -> dict[str, float]:
