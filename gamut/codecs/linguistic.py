@@ -56,6 +56,9 @@ class LinguisticTokenizer(Pretrained, nn.Module):
     """Speech to linguistic tokens, whole or as it comes (``stream``)."""
 
     Config = LinguisticConfig
+    shift: Tensor
+    scale: Tensor
+    centroids: Tensor
 
     def __init__(self, config: LinguisticConfig = LinguisticConfig()):
         super().__init__()

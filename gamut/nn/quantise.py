@@ -26,6 +26,9 @@ class FSQ(nn.Module):
     [[[-1.0, -1.0], [0.0, 0.0], [1.0, 1.0]]]
     """
 
+    levels: Tensor
+    radix: Tensor
+
     def __init__(self, levels: Sequence[int], spread: float = 0.5005):
         super().__init__()
         self.spread = spread

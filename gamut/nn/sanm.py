@@ -46,7 +46,8 @@ class SANM(nn.Module):
                 kept = new  # the first window's are kept whole
             else:
                 k, v = torch.cat([kept[0], k], 2), torch.cat([kept[1], v], 2)
-                kept = tuple(torch.cat(pair, 2)[:, :, -(keep or 0) :] for pair in zip(kept, new, strict=True))
+                last = slice(-keep if keep else None, None)
+                kept = torch.cat([kept[0], new[0]], 2)[:, :, last], torch.cat([kept[1], new[1]], 2)[:, :, last]
         y_BHTC = F.scaled_dot_product_attention(q, k, v)
         return self.out(y_BHTC.transpose(1, 2).flatten(2)) + self.memory(v_BTD), kept
 

@@ -65,7 +65,8 @@ def config_from_official(official: Mapping, tensors: Mapping[str, Tensor]) -> di
     if words is not None:
         return fields | {"codebook": len(words), "positions": len(tensors["encoder.positional_embedding"])}
     memory = tensors.get("encoder.blocks.0.attn.fsmn_block.weight")
-    return fields | {"levels": (3,) * len(down), "memory": 31 if memory is None else memory.shape[-1]}
+    levels = (3,) * (0 if down is None else len(down))
+    return fields | {"levels": levels, "memory": 31 if memory is None else memory.shape[-1]}
 
 
 PARTS = {  # of a block; with a bias, or without
