@@ -10,11 +10,14 @@ import gamut
 from gamut.codecs.codec import Codec
 from gamut.codecs.flow import FlowConfig, Voice
 from gamut.codecs.hift import HiFTConfig
+from gamut.codecs.s3_tokenizer import S3Config, S3Tokenizer
 from gamut.codecs.token2wav import Token2Wav, Token2WavConfig, decode_together, read_voices
+from gamut.generate.voice import read_voice, voice_of
 from gamut.io.convert import convert
 from gamut.io.keys import flow as flow_keys
 from gamut.io.keys import hift as hift_keys
 from gamut.io.token2wav import read_yaml
+from gamut.models.speaker import SpeakerNet, SpeakerNetConfig
 
 YAML = """
 # HyperPyYAML: tags name classes, which nothing here builds
@@ -139,7 +142,6 @@ def released(path, leave_out: str = "", yaml: str = YAML):
     torch.save(flow, path / "flow.pt")
     torch.save({f"generator.{name}": tensor for name, tensor in hift.items()}, path / "hift.pt")
     (path / "flow.yaml").write_text(yaml)
-    (path / "campplus.onnx").write_bytes(b"")
     if leave_out:
         (path / leave_out).unlink()
     return path
@@ -152,11 +154,49 @@ def test_a_released_folder_becomes_a_codec(tmp_path):
     plain = Voice.of(torch.ones(6), 8)
     assert torch.allclose(codec.decode(ids(5)[None], plain, steps=1), CODEC.decode(ids(5)[None], plain), atol=1e-3)
     card = (folder / "README.md").read_text()
-    assert "campplus.onnx` (there)" in card and "speech_tokenizer_v2_25hz.onnx` (missing)" in card
+    assert "needed to make new voices: `speech_tokenizer_v2_25hz.onnx`, `campplus.onnx`" in card
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_its_onnx_files_become_folders_inside(tmp_path):
+    drawn = pytest.importorskip("test_convert_onnx")  # itself skipped without onnx
+    src = released(tmp_path / "src")
+    drawn.draw_s3(drawn.random_s3(2), src / "speech_tokenizer_v2_25hz.onnx")
+    drawn.draw_speaker(drawn.random_speaker(), src / "campplus.onnx")
+    folder = convert(src, tmp_path / "ours")
+    assert isinstance(gamut.load(folder / "tokenizer"), S3Tokenizer) and isinstance(gamut.load(folder), Token2Wav)
+    assert isinstance(gamut.load(folder / "speaker"), SpeakerNet)
+    assert "Not there" not in (folder / "README.md").read_text()
+    (src / "campplus.onnx").write_bytes(b"no graph")
+    with pytest.raises(ValueError, match=r"campplus\.onnx"):
+        convert(src, tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_voice_out_of_a_recording(tmp_path):
+    torch.manual_seed(0)
+    tokenizer = S3Tokenizer(S3Config(width=16, layers=1, heads=2, ffn=16, levels=(3, 3, 3))).eval()
+    speaker = SpeakerNet(SpeakerNetConfig(embedding=6, head=4, width=8, growth=4, layers=(2,), dilations=(1,))).eval()
+    wav = torch.randn(16000) * 0.1
+    spoken = voice_of(CODEC, wav, 8000, tokenizer, speaker)
+    assert spoken.ids_N.shape == (50,) and spoken.mel_MT.shape == (8, 100) and spoken.speaker_S.shape == (6,)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    given = read_voice(CODEC, tmp_path, wav, 8000, torch.ones(6))
+    assert torch.equal(given.ids_N, spoken.ids_N) and given.speaker_S.tolist() == [1] * 6
+    assert CODEC.decode(ids(4)[None], spoken).shape == (1, 3840)
+    with pytest.raises(ValueError, match=r"has no speaker; convert a token2wav folder with its \.onnx files"):
+        read_voice(CODEC, tmp_path, wav, 8000)
+    with pytest.raises(ValueError, match=r"at least 0\.5 s, got 0\.25 s"):
+        voice_of(CODEC, wav[:2000], 8000, tokenizer, speaker)
+    with pytest.raises(ValueError, match="speaker vectors of 6 numbers, got 5"):
+        voice_of(CODEC, wav, 8000, tokenizer, torch.ones(5))
+    big = S3Tokenizer(S3Config(width=16, layers=1, heads=2, ffn=16, levels=(3,) * 4))
+    with pytest.raises(ValueError, match="the tokenizer has 81 tokens, the flow knows 50"):
+        voice_of(CODEC, wav, 8000, big, speaker)
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no whole token2wav folder: hift\.pt missing, got campplus\.onnx, flow"):
+    with pytest.raises(ValueError, match=r"no whole token2wav folder: hift\.pt missing, got flow"):
         convert(released(tmp_path / "a", "hift.pt"), tmp_path / "out")
     with pytest.raises(ValueError, match=r"describes no flow: looked for an entry with an encoder.*got mels"):
         convert(released(tmp_path / "b", yaml="mels: 8\n"), tmp_path / "out")

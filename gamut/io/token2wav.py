@@ -1,8 +1,8 @@
 """The released token2wav folder of Step-Audio 2 -> one folder of ours, which `gamut.load` turns into a Token2Wav.
 
-    flow.yaml  flow.pt  hift.pt     what is converted
-    speech_tokenizer_v2_25hz.onnx   for prompts alone: S3Tokenizer, a checkpoint of its own
-    campplus.onnx                   for prompts alone: speaker vectors
+    flow.yaml  flow.pt  hift.pt     needed: they become the codec
+    speech_tokenizer_v2_25hz.onnx   for new voices alone: a folder tokenizer/ inside, of S3Tokenizer
+    campplus.onnx                   for new voices alone: a folder speaker/ inside, of SpeakerNet
 
 Source: fact sheet step_audio_2 §6. HyperPyYAML is read as plain YAML: tags are dropped, references to plain values
 are followed, nothing is built.
@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import gamut
+from gamut.io.convert_onnx import convert_onnx
+from gamut.io.files import atomic_dir
 from gamut.io.folders import save_folder
 from gamut.io.keys import flow as flow_keys
 from gamut.io.keys import hift as hift_keys
 from gamut.io.pickles import unpickled
 
 NEEDED = ("flow.yaml", "flow.pt", "hift.pt")
-APART = {
-    "speech_tokenizer_v2_25hz.onnx": "makes the tokens of a voice's recording",
-    "campplus.onnx": "makes its speaker vector (192 numbers), which may come from elsewhere",
-}
+INSIDE = {"speech_tokenizer_v2_25hz.onnx": "tokenizer", "campplus.onnx": "speaker"}
 _REFERENCE = re.compile(r"<(\w+)>")
 
 
@@ -33,7 +32,7 @@ def looks(folder: Path) -> bool:
 
 
 def convert(src: Path, dst: Path) -> Path:
-    """Write ``dst``: config.json, both halves' weights, and a card that names what is left apart.
+    """Write ``dst``: config.json, both halves' weights, a folder for each ONNX file, a card that names what is missing.
 
     Raises:
         ValueError: missing files, all of them named; files or names that do not belong.
@@ -52,15 +51,24 @@ def convert(src: Path, dst: Path) -> Path:
     hift_keys.to_official(ours[1], config["hift"])
     tensors = {f"{part}.{name}": t for part, group in zip(config, ours, strict=True) for name, t in group.items()}
     wrapped = {"gamut": gamut.__version__, "class": "Token2Wav", "config": config}
-    return save_folder(dst, tensors, wrapped, card=_card(src, there))
+    with atomic_dir(dst) as part:
+        for name, folder in INSIDE.items():
+            if name in there:
+                convert_onnx(src / name, part / folder)
+        codec = save_folder(part / "codec", tensors, wrapped, card=_card(src, there))
+        for file in codec.iterdir():
+            file.rename(part / file.name)
+        codec.rmdir()
+    return dst
 
 
 def _card(src: Path, there: list[str]) -> str:
-    parts = "".join(f"- `{name}` ({'there' if name in there else 'missing'}): {what}\n" for name, what in APART.items())
+    missing = [f"`{name}`" for name in INSIDE if name not in there]
+    lack = f"\n\nNot there, and needed to make new voices: {', '.join(missing)}." if missing else ""
     return (
         f"# {src.resolve().name}, converted\n\nStep-Audio 2's flow and vocoder in gamut's layout: "
-        f"`Token2Wav.from_pretrained(folder)` loads them. Weights, licence and training are those of the original.\n\n"
-        f"Not in this folder, of the one it was made from:\n\n{parts}"
+        f"`Token2Wav.from_pretrained(folder)` loads them. Weights, licence and training are those of the "
+        f"original.{lack}\n"
     )
 
 
