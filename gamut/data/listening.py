@@ -22,6 +22,31 @@ def judge_mel(wav: Float[Tensor, "*B T"], mels: int = 64) -> Float[Tensor, "*B M
     return log_mel(wav, rate=RATE, n_fft=512, win=320, hop=80, mels=mels)
 
 
+def digit_batch(digits: Digits, size: int, index: int, seed: int) -> tuple[Tensor, Tensor, list[list[int]]]:
+    """Log-mels with bands and moments hidden, their frames after the judge's stride, and what is said, if anything."""
+    rng = random.Random(f"judge {seed} {index}")
+    wavs, labels = [], []
+    for _ in range(size):
+        if rng.random() < 0.3:
+            said, wav = [], not_speech(digits, rng) * 10 ** rng.uniform(-0.25, 0.25)
+        else:
+            said = [rng.randrange(10) for _ in range(rng.choice((1, 1, 2, 3, 4)))]
+            wav = digits.say(said, rng).wav
+        wavs.append(noisy(wav, rng))
+        labels.append(said)
+    rows, lengths = padded(wavs, multiple=STRIDE)
+    return _hidden(judge_mel(rows), rng), (lengths + STRIDE - 1) // STRIDE, labels
+
+
+def _hidden(mel_BMF: Tensor, rng: random.Random) -> Tensor:
+    """In half of the sounds, in place, eight bands and five frames replaced by the mean."""
+    for row in mel_BMF:
+        if rng.random() < 0.5:
+            band, moment = rng.randrange(mel_BMF.shape[1] - 8), rng.randrange(mel_BMF.shape[2])
+            row[band : band + 8], row[:, moment : moment + 5] = row.mean(), row.mean()
+    return mel_BMF
+
+
 def speaker_batch(
     digits: Digits, names: Sequence[str], size: int, index: int, seed: int
 ) -> tuple[Float[Tensor, "B M F"], Int[Tensor, "B P"]]:
@@ -46,12 +71,7 @@ def speaker_batch(
         row[: -(-length // STRIDE)] = len(names)
         for start, end, who in spans:
             row[start // STRIDE : -(-end // STRIDE)] = who
-    mel = judge_mel(rows)
-    for row in mel:
-        if rng.random() < 0.5:
-            band, moment = rng.randrange(mel.shape[1] - 8), rng.randrange(mel.shape[2])
-            row[band : band + 8], row[:, moment : moment + 5] = row.mean(), row.mean()
-    return mel, labels_BP
+    return _hidden(judge_mel(rows), rng), labels_BP
 
 
 def _tilted(wav: Tensor, rng: random.Random) -> Tensor:

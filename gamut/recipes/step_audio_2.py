@@ -130,7 +130,7 @@ def learn_to_hear(cfg: Config, encoder: AudioEncoder, digits: Digits, run: Run |
         stage="hear", seed=cfg.seed, save_every=250)  # fmt: skip
 
 
-def learn_to_talk(cfg: Config, model: Omni, talks: Talks, run: Run | None) -> None:
+def learn_to_talk(cfg: Config, model: Omni, talks: Talks, origin: str, run: Run | None) -> None:
     """§4: the adaptor alone; all but the encoder on transcripts, reading aloud and writing; then spoken questions."""
 
     def step(batch, phase: str):
@@ -163,7 +163,7 @@ def learn_to_talk(cfg: Config, model: Omni, talks: Talks, run: Run | None) -> No
     if steps := cfg.main_steps:
         stage("main", steps, both_ways, ("encoder",), warmup=steps // 20, final=0.1, **usual)
     if run is not None:
-        model.save_pretrained(run.path / "base", card=BASE.format(talks.digits.origin), files=talks.words.files())
+        model.save_pretrained(run.path / "base", card=BASE.format(origin), files=talks.words.files())
     if steps := cfg.sft_steps:
         stage("sft", steps, questions, ("encoder",), warmup=steps // 20, **usual)
 
@@ -176,7 +176,8 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
     model, words = build(cfg, codec)
     if cfg.hear_steps:
         learn_to_hear(cfg, model.encoder, digits, run)
-    learn_to_talk(cfg, model, Talks(digits, answers_in, codec, words, TOOLS.schemas, cfg.seed), run)
+    talks = Talks(digits, answers_in, codec, words, TOOLS.schemas, cfg.seed)
+    learn_to_talk(cfg, model, talks, spoken.origin, run)
     speaker = speaker_of(model, words, codec)
     result = measured(cfg, speaker, voice)
     if run is not None:

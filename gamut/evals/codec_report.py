@@ -1,0 +1,121 @@
+"""What a codec loses at each of its parts, whether it speaks in the voice it is asked for, and how it sounds.
+
+T samples at 8 kHz
+"""
+
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gamut.codecs.audio import MelCodec
+from gamut.codecs.flow import Voice
+from gamut.codecs.griffin_lim import griffin_lim
+from gamut.codecs.s3_tokenizer import S3Tokenizer
+from gamut.codecs.token2wav import Token2Wav
+from gamut.codecs.vocoder_mel import mel24
+from gamut.data.spoken import RATE, Digits
+from gamut.evals.audio import resynthesis_scores
+from gamut.evals.judges import hear, who
+from gamut.io.media import resample
+from gamut.io.report import Audio, Card, Columns, Heading, Mel
+from gamut.models.judge import DigitJudge
+
+TOKEN = RATE // 25  # samples of a recording per token
+AT_ONCE = 30  # recordings in one batch of the flow
+
+
+def whole(wav_T: Tensor) -> Tensor:
+    """Silence added to a whole number of tokens."""
+    return torch.nn.functional.pad(wav_T, (0, -len(wav_T) % TOKEN))
+
+
+def tokens(tokenizer: S3Tokenizer, wav_T: Tensor) -> Tensor:
+    return tokenizer.encode(resample(whole(wav_T), RATE, 16000)[None])
+
+
+def through(tokenizer: S3Tokenizer, codec: Token2Wav, wav_T: Tensor, voice: Voice | str) -> Tensor:
+    """Sound to tokens and back, in another voice if so asked."""
+    return resample(codec.decode(tokens(tokenizer, wav_T), voice)[0], 24000, RATE)
+
+
+def at_every_cut(
+    judge: DigitJudge, tokenizer: S3Tokenizer, codec: Token2Wav, first: MelCodec, digits: Digits
+) -> dict[str, float]:
+    """Shares of held-out recordings heard right after each part, and how near their sound stays to the recording.
+
+    ``recorded``: as they are; ``vocoder``: mel and back; ``flow``: tokens, flow, Griffin-Lim; ``chain``: tokens, flow,
+    vocoder, in the speaker's own voice; ``codec``: the first form. STOI and PESQ (narrow band) where installed.
+    """
+    ids = [tokens(tokenizer, wav)[0] for wav in digits.wavs]
+    mels = []
+    for at in range(0, len(ids), AT_ONCE):
+        mels += codec.flow.mels(ids[at : at + AT_ONCE], [codec.chosen(n) for n in digits.speakers[at : at + AT_ONCE]])
+    ways: dict[str, Callable[[int], Tensor]] = {
+        "recorded": lambda i: digits.wavs[i],
+        "vocoder": lambda i: _vocoded(codec, mel24(resample(whole(digits.wavs[i]), RATE, 24000))),
+        "flow": lambda i: resample(griffin_lim(mels[i], rate=24000, n_fft=1920, hop=480, fmax=8000.0), 24000, RATE),
+        "chain": lambda i: _vocoded(codec, mels[i]),
+        "codec": lambda i: first.decode(first.encode(digits.wavs[i][None]))[0],
+    }
+    out = {"tokens/used": float(len(torch.cat(ids).unique()))}
+    for way, make in ways.items():
+        right, near = 0, {"mel_distance": [], "stoi": [], "pesq": []}
+        for i, (wav, digit) in enumerate(zip(digits.wavs, digits.digits, strict=True)):
+            sound = make(i)
+            right += hear(judge, sound)[0] == [digit]
+            for score, value in [] if way == "recorded" else _near(wav, sound):
+                near[score].append(value)
+        out[f"{way}/accuracy"] = right / len(digits)
+        out |= {f"{way}/{score}": sum(values) / len(values) for score, values in near.items() if values}
+    return out
+
+
+def _vocoded(codec: Token2Wav, mel_MF: Tensor) -> Tensor:
+    return resample(codec.hift.decode(mel_MF[None])[0], 24000, RATE)
+
+
+def _near(wav: Tensor, sound: Tensor) -> list[tuple[str, float]]:
+    return list(resynthesis_scores(wav, sound, RATE, band=RATE)[0].items())
+
+
+def switched(
+    judge: DigitJudge, ear: DigitJudge, tokenizer: S3Tokenizer, codec: Token2Wav, digits: Digits, each: int = 20,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Strings of digits by one person, spoken again in each other person's voice.
+
+    ``switched/voice``: the asked-for person is recognised; ``switched/digits``: what is said is still heard right;
+    ``switched/before``: the share that the original recording already scores; ``switched/chance``: one in so many.
+    """
+    rng = random.Random(f"switched {seed}")
+    names = sorted(codec.voices)
+    hits, kept, before, count = 0, 0, 0, 0
+    for target in names:
+        for _ in range(each):
+            name, said = rng.choice([n for n in names if n != target]), [rng.randrange(10) for _ in range(3)]
+            wav = digits.say(said, rng, vary=False, speaker=name).wav
+            again = through(tokenizer, codec, wav, target)
+            hits += who(ear, again)[0] == target
+            before += who(ear, wav)[0] == target
+            kept += hear(judge, again)[0] == said
+            count += 1
+    return {"switched/voice": hits / count, "switched/digits": kept / count, "switched/before": before / count,
+            "switched/chance": 1 / len(names)}  # fmt: skip
+
+
+def listen(tokenizer: S3Tokenizer, codec: Token2Wav, first: MelCodec, digits: Digits, count: int = 6) -> list:
+    """Blocks of the report: recordings drawn evenly, after each part, and in somebody else's voice."""
+    cards, names = [], sorted(codec.voices)
+    for i in range(0, len(digits), max(1, len(digits) // count)):
+        wav, name = digits.wavs[i], digits.speakers[i]
+        other = names[(names.index(name) + 1) % len(names)]
+        sounds = {"recorded": wav, f"tokens, flow, vocoder, as {name}": through(tokenizer, codec, wav, name),
+                  f"the same as {other}": through(tokenizer, codec, wav, other),
+                  "first form: mel codec and Griffin-Lim": first.decode(first.encode(wav[None]))[0]}  # fmt: skip
+        blocks = []
+        for title, sound in sounds.items():
+            blocks += [Audio(title, sound, RATE), Mel("", first.mel(sound[None])[0], len(sound) / RATE)]
+        cards.append(Card(f"{digits.digits[i]}, {name}", blocks))
+    return [Heading("Listen", "Held-out recordings, drawn evenly."), Columns(cards)]
