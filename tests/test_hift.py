@@ -163,6 +163,13 @@ def test_a_stream_of_one_chunk_is_the_offline_sound():
     torch.testing.assert_close(sound, model.decode(x, noise), atol=0, rtol=0)
 
 
+def test_a_short_call_is_a_chunk_of_its_own_where_calls_are_chunks():
+    model, x = tiny().fold(), mel(19)
+    stream = model.streaming(chunk=None)
+    counts = [stream.decode(part).shape[-1] // 480 for part in x.split([5, 4, 7, 3], -1)]
+    assert [*counts, stream.flush().shape[-1] // 480] == [0, 1, 7, 3, 8]
+
+
 def test_joints_are_faded():
     """Chunk k is the constant k: each joint goes from the old value to the new along the Hamming window, and the source
     of a chunk begins with the end of the one before."""

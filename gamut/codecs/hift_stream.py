@@ -18,10 +18,10 @@ class HiFTStream:
     """Decodes ``chunk`` frames at a time behind the last ``context`` ones, and holds back the end of what it has made
     until it can be faded into the next chunk. ``HiFT.streaming`` opens one.
 
-    What is returned depends on ``chunk`` alone, never on how frames were cut into calls (with ``chunk`` None, each call
-    of at least ``context`` frames is one). The lengths of all pieces add up to F * hop, but the sound is not the
-    offline one: nothing is made with the frames behind its chunk in view, and the phase of a chunk's source begins anew
-    behind the part that was carried over.
+    What is returned depends on ``chunk`` alone, never on how frames were cut into calls (with ``chunk`` None each call
+    is one, the first of at least ``context`` frames). The lengths of all pieces add up to F * hop, but the sound is not
+    the offline one: nothing is made with the frames behind its chunk in view, and the phase of a chunk's source begins
+    anew behind the part that was carried over.
 
     Source: fact sheet step_audio_2 §6.3 (repo: token2wav.py); fixture hift_24k_stream.
 
@@ -64,7 +64,7 @@ class HiFTStream:
                              "noise")
         self.waiting_BMF = torch.cat([self.waiting_BMF, mel_BMF], -1)
         ready = []
-        while self.waiting_BMF.shape[-1] >= (self.chunk or self.context):
+        while self.waiting_BMF.shape[-1] >= (self.chunk or (1 if self.done else self.context)):
             ready.append(self._next(self.chunk or self.waiting_BMF.shape[-1], noise))
         return torch.cat(ready, -1) if ready else self.tail_BT[:, :0]
 
