@@ -66,6 +66,9 @@ def test_a_finished_family_without_a_fixture_fails_when_completeness_is_asked(go
         ("whisper_encoder", "out.embeddings"),
         ("qwen2_audio_encoder", "out.output_lengths"),
         ("audio_frontends", "out.resample_24000_16000"),
+        ("s3_tokenizer_v2", "w.encoder.blocks.0.attn.fsmn_block.weight"),
+        ("s3_tokenizer_v1", "out.long.code"),
+        ("sanm_linguistic_tokenizer", "out.chunk_frames"),
     ],
 )
 def test_one_changed_number_fails(golden, tmp_path, name, key):
