@@ -29,6 +29,8 @@ def stft_distance(
 ) -> tuple[Float[Tensor, ""], Stats]:
     """Spectral convergence and log magnitude L1, the mean over several resolutions (Yamamoto, Song, Kim 2020).
 
+    Convergence is that of the batch as a whole: by rows, those of silence would outweigh all others.
+
     Args:
         sizes: samples of the transforms, whose hop is a quarter.
         floor: magnitudes below it count as it; of full scale.
@@ -40,8 +42,7 @@ def stft_distance(
         made, real = (torch.stft(wav, size, size // 4, window=window, return_complex=True) / scale
                       for wav in (made_BT, real_BT))  # fmt: skip
         made, real = ((x.real.square() + x.imag.square() + floor**2).sqrt() for x in (made, real))
-        rows = (real - made).flatten(1).norm(dim=1) / real.flatten(1).norm(dim=1)
-        converge = converge + rows.mean() / len(sizes)
+        converge = converge + (real - made).norm() / real.norm() / len(sizes)
         magnitude = magnitude + (real.log() - made.log()).abs().mean() / len(sizes)
     return converge + magnitude, {"stft_converge": converge.detach(), "stft_log": magnitude.detach()}
 
