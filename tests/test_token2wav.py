@@ -101,6 +101,14 @@ def test_how_calls_are_cut_does_not_matter(count, chunk, data):
     assert torch.equal(torch.cat([*pieces, sliced.flush()], 1), once) and once.shape == (1, count * 960)
 
 
+def test_a_stream_goes_on_after_its_end():
+    """An answer may speak, write, and speak again: each part has the sound of its own tokens."""
+    stream = CODEC.open(voice=READ)
+    for count in (7, 40, 2):
+        sound = torch.cat([stream.decode(ids(count)[None]), stream.flush()], 1)
+        assert sound.shape == (1, count * 960) and sound.isfinite().all()
+
+
 def test_streams_together_are_streams_alone():
     rows = [ids(30)[None], ids(21, 1)[None]]
     alone = []
