@@ -1,5 +1,8 @@
 """Linguistic tokens: a stream is a stream however it is cut; names, folders. Parity is in test_parity.py."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 from gamut.codecs.codec import Codec
 from gamut.codecs.linguistic import LinguisticConfig, LinguisticStream, LinguisticTokenizer
 from gamut.evals.fixtures import Fixture
+from gamut.io.convert import convert
 from gamut.io.folders import save_folder
 from gamut.io.keys import linguistic as keys
 from gamut.nn.fsmn import Memory
@@ -147,3 +151,37 @@ def test_other_front_ends_are_refused(golden, change, message):
 def test_impossible_chunks_are_refused():
     with pytest.raises(ValueError, match=r"chunk=\(0, 0, 5\)"):
         LinguisticConfig(chunk=(0, 0, 5))
+
+
+def released_folder(fixture: Fixture, path):
+    """Step-Audio-Tokenizer as it is laid out, with a fixture's weights and a decoder that is not wanted."""
+    inner = path / "dengcunqin" / "paraformer-online"
+    inner.mkdir(parents=True)
+    shift, scale = fixture.inputs["cmvn"].tolist()
+    (inner / "am.mvn").write_text("<Nnet>\n<Splice> 560 560\n[ 0 ]\n" + "".join(
+        f"<{name}> 560 560\n<LearnRateCoef> 0 [ {' '.join(map(repr, row))} ]\n"
+        for name, row in (("AddShift", shift), ("Rescale", scale))) + "</Nnet>\n")
+    config = fixture.config
+    (inner / "config.yaml").write_text(json.dumps({
+        "encoder": "SANMEncoderChunkOpt", "encoder_conf": config["encoder"] | {"input_layer": "pe_online"},
+        "frontend": "WavFrontendOnline", "frontend_conf": config["frontend"] | {"dither": 1.0}}))
+    torch.save({f"encoder.{name}": tensor for name, tensor in fixture.weights.items()} | {
+        "decoder.embed.weight": torch.zeros(3, 3)}, inner / "model.pt")
+    np.save(path / "linguistic_tokenizer.npy", fixture.inputs["centroids"].numpy())
+    return path, inner
+
+
+def test_the_released_folder_is_converted(golden, tmp_path):
+    fixture = Fixture.read(golden / "sanm_linguistic_tokenizer.safetensors")
+    src, inner = released_folder(fixture, tmp_path / "src")
+    tokenizer = LinguisticTokenizer.from_pretrained(convert(src, tmp_path / "ours"))
+    assert torch.equal(tokenizer.encode(fixture.inputs["wav"][None])[0], fixture.outputs["code"].long())
+    (inner / "am.mvn").write_text("<AddShift> 2 2\n<LearnRateCoef> 0 [ 1 2 ]\n")
+    with pytest.raises(ValueError, match=r"is no normalisation: .* got \[2\]"):
+        convert(src, tmp_path / "again")
+    (inner / "am.mvn").write_text("<AddShift> [ 1 2 ] <Rescale> [ 1 2 ]")
+    with pytest.raises(ValueError, match=r"2 numbers in am\.mvn and centroids of 32 do not fit 7 x 80 bins"):
+        convert(src, tmp_path / "again")
+    (inner / "model.pt").unlink()
+    with pytest.raises(ValueError, match=r"has no model\.pt; the folder of the streaming Paraformer"):
+        convert(src, tmp_path / "again")

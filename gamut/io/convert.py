@@ -12,7 +12,7 @@ from types import ModuleType
 from torch import Tensor
 
 import gamut
-from gamut.io import token2wav
+from gamut.io import paraformer, token2wav
 from gamut.io.adapters import merge_adapter, read_adapter, write_adapter
 from gamut.io.convert_onnx import convert_onnx
 from gamut.io.folders import INDEX, WEIGHTS, load_config, load_tensors, save_folder
@@ -36,7 +36,7 @@ def convert(src: str | Path, dst: str | Path) -> Path:
 
     Args:
         src: a folder with config.json and safetensors, or .bin / .pt files, of one of FAMILIES; or a token2wav folder;
-            or one .onnx file of those that ``io/convert_onnx.py`` names.
+            or Step-Audio-Tokenizer; or one .onnx file of those that ``io/convert_onnx.py`` names.
         dst: a folder that does not exist yet.
     Raises:
         ValueError: an unknown family, damaged or unsafe files, names that do not belong, dst exists.
@@ -44,6 +44,8 @@ def convert(src: str | Path, dst: str | Path) -> Path:
     src, dst = Path(src), _fresh(dst)
     if src.suffix == ".onnx":
         return convert_onnx(src, dst)
+    if paraformer.looks(src):
+        return paraformer.convert(src, dst)
     if token2wav.looks(src) and not (src / "config.json").exists():
         return token2wav.convert(src, dst)
     official = load_config(src)
