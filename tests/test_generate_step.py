@@ -79,6 +79,9 @@ def test_models_it_cannot_copy_are_left_alone():
     assert Step.of(make(), 1) is not None
     assert Step.of(make().double(), 1) is None
     assert Step.of(make().to(torch.bfloat16), 1) is None
+    mixed = make("moe")
+    mixed.blocks[0].mlp.experts.to(torch.bfloat16)
+    assert Step.of(make("moe"), 1) is not None and Step.of(mixed, 1) is None
     hooked, adapted = make(), make()
     hooked.blocks[0].register_forward_hook(lambda *_: None)
     assert Step.of(hooked, 1) is None

@@ -9,6 +9,7 @@ B rows · D width · F hidden width · H query heads · K key/value heads · C c
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -70,21 +71,23 @@ class Layer:
     """One block for one token per row."""
 
     def __init__(self, block: Block, one_row: bool):
-        attn, mlp = block.attn, block.mlp
+        attn = block.attn
+        mlp: Any = block.mlp
         self.block, self.sizes, self.head_dim = block, (attn.heads, attn.kv_heads), attn.head_dim
         self.qkv = product([attn.q, attn.k, attn.v], one_row, block.norm1)
         self.out = product([attn.out], one_row)
-        dense = isinstance(mlp, SwiGLU)
-        self.up = product([mlp.gate, mlp.up], one_row, block.norm2) if dense else None
-        self.down = product([mlp.down], one_row) if dense else None
+        self.mixture = None if isinstance(mlp, SwiGLU) else mlp.laid_out(partial(product, one_row=one_row))
+        if isinstance(mlp, SwiGLU):
+            self.up = product([mlp.gate, mlp.up], one_row, block.norm2)
+            self.down = product([mlp.down], one_row)
 
     def __call__(
         self, x_BD: Float[Tensor, "B D"], turn: Turn | None, mask: Tensor | None, cache: Cache, number: int
     ) -> Float[Tensor, "B D"]:
         y_BD = self._attend(_unit(x_BD, self.block.norm1.eps), turn, mask, cache, number)
         x_BD = self.out(y_BD, x_BD)
-        if self.up is None or self.down is None:
-            return x_BD + self.block.mlp(self.block.norm2(x_BD[:, None]))[0][:, 0]
+        if self.mixture is not None:
+            return self.mixture(self.block.norm2(x_BD), x_BD)
         gate_BF, up_BF = self.up(_unit(x_BD, self.block.norm2.eps)).chunk(2, -1)
         return self.down(F.silu(gate_BF).mul_(up_BF), x_BD)
 
@@ -109,8 +112,12 @@ def blocks(model: Decoder) -> list[Block]:
 
 
 def product(modules: Sequence[Any], one_row: bool, norm: RMSNorm | None = None) -> Product:
-    """x -> the outputs of several linear layers side by side, from a copy of their weights (times those of a norm)."""
-    weight_OI = torch.cat([m.weight.detach() for m in modules])
+    """x -> the outputs of several linear layers side by side, from a copy of their weights (times those of a norm).
+
+    A layer may be given as its weight alone.
+    """
+    parts = [m if isinstance(m, Tensor) else m.weight.detach() for m in modules]
+    weight_OI = torch.cat(parts) if len(parts) > 1 else parts[0]
     if norm is not None:
         weight_OI = weight_OI * norm.weight.detach()
     biases = [m.bias.detach() for m in modules if getattr(m, "bias", None) is not None]
@@ -146,15 +153,22 @@ def _key(model: Decoder) -> list[tuple[int, int]]:
 def _plain(model: Decoder) -> bool:
     """Whether every projection is an fp32 matrix on a CPU that nobody watches, and a second copy of all is small."""
     linears: list[Any] = [model.head]
+    experts: list[Tensor] = []
     for block in blocks(model):
+        mlp: Any = block.mlp
         linears += [block.attn.q, block.attn.k, block.attn.v, block.attn.out]
-        linears += [block.mlp.gate, block.mlp.up, block.mlp.down] if isinstance(block.mlp, SwiGLU) else []
+        if isinstance(mlp, SwiGLU):
+            linears += [mlp.gate, mlp.up, mlp.down]
+        else:
+            experts += mlp.experts.parameters()
+    weights = [getattr(m, "weight", None) for m in linears] + experts
     return (
         onednn()
-        and all(type(m) in (nn.Linear, Linear, TiedHead) and type(m.weight) is nn.Parameter for m in linears)
-        and all(m.weight.dtype == torch.float32 and m.weight.device.type == "cpu" for m in linears)
+        and all(type(m) in (nn.Linear, Linear, TiedHead) for m in linears)
+        and all(type(w) is nn.Parameter for w in weights)
+        and all(w.dtype == torch.float32 and w.device.type == "cpu" for w in weights)
         and not any(w.is_inference() for w in model.parameters())  # their changes leave no trace
-        and sum(m.weight.nbytes for m in linears) <= LARGEST
+        and sum(w.nbytes for w in weights) <= LARGEST
         and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     )
 

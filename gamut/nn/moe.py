@@ -5,6 +5,7 @@ p pairs of one expert
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -159,11 +160,50 @@ class MoE(nn.Module):
     def forward(self, x: Float[Tensor, "... D"]) -> tuple[Float[Tensor, "... D"], Float[Tensor, "N E"]]:
         """The layer's output, and the router's logits for the balance loss."""
         x_ND = x.flatten(0, -2)
+        weight_NK, pick_NK, logits_NE = self.route(x_ND)
+        y_ND = self.experts(x_ND, pick_NK, weight_NK)
+        y_ND = y_ND if self.shared is None else y_ND + self.common(x_ND)
+        return y_ND.view_as(x), logits_NE
+
+    def route(
+        self, x_ND: Float[Tensor, "N D"]
+    ) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"], Float[Tensor, "N E"]]:
+        """Weights and numbers of the chosen experts, and the router's logits."""
         logits_NE = self.router(x_ND)
         weight_NK, pick_NK = logits_NE.float().softmax(-1).topk(self.top_k, dim=-1)
         if self.renormalise:
             weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True)
-        y_ND = self.experts(x_ND, pick_NK, weight_NK.to(x.dtype))
-        if self.shared is not None and self.shared_gate is not None:
-            y_ND = y_ND + self.shared_gate(x_ND).sigmoid() * self.shared(x_ND)
-        return y_ND.view_as(x), logits_NE
+        return weight_NK.to(x_ND.dtype), pick_NK, logits_NE
+
+    def common(self, x_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """What the shared expert adds for every token."""
+        assert self.shared is not None and self.shared_gate is not None
+        return self.shared_gate(x_ND).sigmoid() * self.shared(x_ND)
+
+    def laid_out(self, product: Callable[..., Callable[..., Tensor]]) -> "LaidOut":
+        """For decoding: each expert's weights through ``product`` (generate/step.py)."""
+        return LaidOut(self, product)
+
+
+class LaidOut:
+    """The layer for one token per row, from copies of the experts in the order in which few rows read them fastest."""
+
+    def __init__(self, moe: MoE, product: Callable[..., Callable[..., Tensor]]):
+        self.moe, e = moe, moe.experts
+        self.up = [product(pair) for pair in zip(e.gate.detach(), e.up.detach(), strict=True)]
+        self.down = [product([down_DF]) for down_DF in e.down.detach()]
+
+    def __call__(self, x_ND: Float[Tensor, "N D"], plus_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """The output, and ``plus_ND`` added to it."""
+        weight_NK, pick_NK, _ = self.moe.route(x_ND)
+        y_ND = plus_ND.clone() if self.moe.shared is None else plus_ND + self.moe.common(x_ND)
+        pairs: dict[int, list[tuple[int, int]]] = {}
+        for n, row in enumerate(pick_NK.tolist()):
+            for k, e in enumerate(row):
+                pairs.setdefault(e, []).append((n, k))
+        for e in sorted(pairs):
+            row_p, choice_p = torch.tensor(pairs[e]).unbind(1)
+            gate_pF, up_pF = self.up[e](x_ND[row_p]).chunk(2, -1)
+            y_pD = self.down[e](F.silu(gate_pF).mul_(up_pF)) * weight_NK[row_p, choice_p, None]
+            y_ND.index_add_(0, row_p, y_pD)
+        return y_ND
