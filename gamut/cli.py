@@ -19,13 +19,14 @@ from rich.text import Text
 from gamut.io.source import Recipe, read
 from gamut.papers import PAPERS, measured
 
-WIDE = 132  # columns of a table that goes to a file or a pipe
+ROOM, RIGHTS = "make room, then type the same again", "see who may read and write there"
+HINTS = {errno.ENOSPC: ROOM, errno.EDQUOT: ROOM, errno.EACCES: RIGHTS, errno.EPERM: RIGHTS, errno.EROFS: RIGHTS}
 
 
 def console() -> Console:
     """Standard output, wide enough for a table where there is no terminal to ask."""
     found = Console()
-    return found if found.is_terminal else Console(width=WIDE)
+    return found if found.is_terminal else Console(width=132)
 
 
 def papers() -> None:
@@ -231,20 +232,30 @@ def evaluate(folder: Path, /) -> None:
     _verdicts(api.verdicts(body.CLAIMS, result))
 
 
-def chat(question: Path, /, *, model: Path | None = None, system: str = "", out: Path = Path("answer.wav")) -> None:
+def chat(
+    question: Path, /, *, model: Path | None = None, system: str = "", text: str = "", out: Path = Path("answer.wav"),
+    thinks: bool = False, transcript: bool = True,
+) -> None:
     """Ask a speech model: a recording in, its answer in text and as a sound file.
 
+    Both come while they are made.
+
     Args:
-        question: a sound file.
+        question: a sound file, one that is still being recorded, or a folder of them: the turns of a conversation.
         model: a run folder or a checkpoint; the shipped tiny weights if left out.
         system: what the model is told to do with what it hears.
-        out: where the spoken answer goes.
+        text: what is said in writing, beside the sound.
+        out: a .wav for the spoken answers.
+        thinks: ask for a thought before the answer.
+        transcript: print what the model heard, too.
     """
     from gamut import api
+    from gamut.generate.chatting import chat
     from gamut.generate.speaker import Speaker
 
-    figures = Speaker.load(model or api.shipped("step_audio_2")).chat(question, system, out=out)
-    console().print(Text(figures), soft_wrap=True)
+    speaker = Speaker.load(model or api.shipped("step_audio_2"))
+    chat(speaker, question, system=system, text=text, out=out, thinks=thinks, transcript=transcript)
+    console().print(Text(str(out)), soft_wrap=True)
 
 
 def _able(recipe: Recipe, what: str) -> None:
@@ -329,8 +340,6 @@ def _help() -> None:
     out = console()
     out.print("gamut: fifteen papers as fifteen short recipes\n\nusage: gamut COMMAND ...\n")
     for name, command in COMMANDS.items():
-        if name == "plan" and not topics():
-            continue
         out.print(Text(f"  {name:<10}", "cyan") + Text((command.__doc__ or "").strip().split("\n")[0]))
     out.print("\nStart with: gamut list. More on a command: gamut COMMAND --help")
 
@@ -377,11 +386,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
         return 141
-    except (ValueError, ImportError, FloatingPointError, ConnectionError) as error:
-        if os.environ.get("GAMUT_TRACEBACK") or not _ours(error):
+    except (ValueError, ImportError, FloatingPointError, OSError) as error:
+        hint = HINTS.get(getattr(error, "errno", None) or 0)
+        if os.environ.get("GAMUT_TRACEBACK") or not (hint or _ours(error)):
             raise
         errors.print(Text(f"error: {error}", "bold red"))
-        for note in getattr(error, "__notes__", ()):
+        for note in [*getattr(error, "__notes__", ()), *filter(None, [hint])]:
             errors.print(Text(note, "red"))
         return 2
     except KeyboardInterrupt as stop:

@@ -105,9 +105,9 @@ def test_paper_size_is_minis_size():
     assert step_audio_2.plan(step_audio_2.PAPER)["parameters"] == 8_315_179_264
 
 
-def test_chat_refuses_what_the_tiny_model_was_not_taught(tmp_path):
+def test_chat_refuses_what_the_tiny_model_was_not_taught():
     with pytest.raises(ValueError, match=r"was not taught to 'Sing\.'; --system must be one of\n  请"):
-        Speaker.load(SHIPPED).chat(tmp_path / "q.wav", "Sing.")
+        Speaker.load(SHIPPED).how("Sing.")
 
 
 @recordings
@@ -122,12 +122,15 @@ def test_claims_of_the_shipped_weights(tmp_path):
 @recordings
 def test_chat_answers_a_recording(tmp_path, capsys):
     from gamut.data import sources
+    from gamut.generate.chatting import chat
     from gamut.io.media import read_audio, write_audio
 
     clips = {clip.labels["digit"]: clip.wav for clip in sources.digits("test") if clip.speaker == "theo"}
     question = write_audio(tmp_path / "q.wav", torch.cat([clips[3], torch.zeros(1600), clips[4]]), 8000)
-    figures = Speaker.load(SHIPPED).chat(question, "Say the larger of the two numbers.", out=tmp_path / "a.wav")
-    assert capsys.readouterr().out.strip() == "4"
+    request, out = "Say the larger of the two numbers.", tmp_path / "a.wav"
+    [figures] = chat(Speaker.load(SHIPPED), question, system=request, out=out)
+    shown = capsys.readouterr().out
+    assert "answer: 4\n" in shown and "heard: 34\n" in shown and "real-time factor" in shown
     wav, rate = read_audio(tmp_path / "a.wav")
     assert rate == 8000 and len(wav) > 2000
-    assert "the first sound after" in figures
+    assert figures.seconds == len(wav) / rate and 0 < figures.first < figures.took

@@ -12,7 +12,7 @@ are those of codecs/chat.py, codecs/answer.py and codecs/toolcall.py.
 T samples
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,6 +86,7 @@ class Done:
 
 
 Event = Words | Thought | Sound | Asked | Told | Done
+Interim = Callable[[], Iterable[Event]]
 Switch = Callable[[Found], tuple[Sequence[int], Any]]
 THINK, THOUGHT = "<think>", "</think>"
 
@@ -157,6 +158,27 @@ class _Turn:
             yield Sound(wav_BT[0])
 
 
+def _consult(
+    tools: Toolbox, calls: Sequence[ToolCall], marks: Marks | None, switch: Switch,
+    interim: Interim | None, patience: float,
+) -> Generator[Event, None, tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """Run the calls; the messages that keep their results, and how the codec is to speak from then on."""
+    begun, messages, manner = tools.start(calls), [], {}
+    for call in calls:
+        yield Asked(call)
+    if interim and tools.slow(begun, patience):
+        yield from interim()
+    for result in tools.results(begun):
+        message = result.message
+        if result.sound and marks:
+            codes, voice = switch(result.sound)
+            manner = manner if voice is None else {"voice": voice}
+            message = with_sound(message, marks.audio_ids(codes))
+        messages.append(message)
+        yield Told(result)
+    return messages, manner
+
+
 def respond(
     messages: Sequence[Any],
     decode: Decode,
@@ -168,7 +190,7 @@ def respond(
     stop: Sequence[int] = (),
     turns: int = 4,
     switch: Switch | None = None,
-    interim: Callable[[], Iterable[Event]] | None = None,
+    interim: Interim | None = None,
     patience: float = 1.0,
 ) -> Iterator[Event]:
     """The events of an answer, the last of them `Done`.
@@ -196,10 +218,8 @@ def respond(
     stops, added, finish, manner = {tokenizer.id(EOT), *stop}, [], "turns", {}
     for turn in range(turns):
         prefix = prefills[min(turn, len(prefills) - 1)]
-        schemas = tools.schemas if tools else None
-        prompt = encode_chat(
-            [*messages, *added], tokenizer, schemas, prefill=prefix, codes=codec.vocab if codec else 6561
-        )
+        said, codes = [*messages, *added], marks.codes if marks else 6561
+        prompt = encode_chat(said, tokenizer, tools.schemas if tools else None, prefill=prefix, codes=codes)
         ids, finish = [], "length"
         with codec.streaming(1, **manner) if codec else nullcontext() as voice:
             part = _Turn(tokenizer, marks, prefix, voice, tools is not None)
@@ -212,24 +232,11 @@ def respond(
             yield from part.end()
         added.append(remember(ids, tokenizer, prefix))
         calls = part.calls.calls if part.calls else []
-        if tools is None or not calls or finish == "length":
+        finish = "turns" if turn == turns - 1 and tools and calls and finish == "stop" else finish
+        if tools is None or not calls or finish != "stop":
             break
-        if turn == turns - 1:
-            finish = "turns"
-            break
-        begun = tools.start(calls)
-        for call in calls:
-            yield Asked(call)
-        if interim and tools.slow(begun, patience):
-            yield from interim()
-        for result in tools.results(begun):
-            message = result.message
-            if result.sound and marks:
-                codes, found = (switch or partial(heard, codec))(result.sound)
-                manner = {} if found is None else {"voice": found}
-                message = with_sound(message, marks.audio_ids(codes))
-            added.append(message)
-            yield Told(result)
+        told, found = yield from _consult(tools, calls, marks, switch or partial(heard, codec), interim, patience)
+        added, manner = added + told, found or manner
     yield Done(added, finish)
 
 

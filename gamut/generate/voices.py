@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from jaxtyping import Float
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from gamut.generate.retrieval import Index
 from gamut.generate.tools import Found, Tool, Toolbox, calculator, date_and_time, local_now, order_counter
+from gamut.io.files import atomic_dir
 from gamut.io.listing import listed
-from gamut.io.media import duration, read_audio
+from gamut.io.media import duration, read_audio, write_audio
 
 Read = Callable[[], tuple[Float[Tensor, " T"], int]]
 
@@ -63,15 +64,31 @@ def library(folder: str | Path) -> list[Voice]:
     return out
 
 
+def write_library(folder: str | Path, voices: Sequence[Voice]) -> None:
+    """Clips and their table as a folder that ``library`` reads."""
+    with atomic_dir(folder) as part:
+        lines = []
+        for voice in voices:
+            wav, rate = voice.read()
+            write_audio(part / f"{voice.name}.wav", wav, rate)
+            line = {"file": f"{voice.name}.wav", "text": voice.text, "description": voice.description}
+            lines.append(json.dumps(line, ensure_ascii=False))
+        (part / "transcripts.jsonl").write_text("\n".join(lines) + "\n")
+
+
 def audio_search(voices: Sequence[Voice], *, seconds: float = 10.0) -> Tool:
     """Finds the clip that fits a description; the model gets its words and its sound.
 
     A clip that can no longer be read gives way to the next best.
     """
-    index = Index([f"{voice.description} {voice.text} {voice.name}" for voice in voices])
+
+
+    @cache
+    def index() -> Index:
+        return Index([f"{voice.description} {voice.text} {voice.name}" for voice in voices])
 
     def run(query: str) -> Found | str:
-        for i in index.best(query):
+        for i in index().best(query):
             try:
                 wav, rate = voices[i].read()
             except (ValueError, OSError) as error:

@@ -1,0 +1,189 @@
+"""A conversation with a model that hears and speaks: questions in, answers while they come, the past kept as it was.
+
+    talk = Talk(speaker, "Say the sum of the two numbers.")
+    for event in talk.ask(wav, rate): ...
+
+T samples · M mel bins · F mel frames
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gamut.codecs.chat import ANSWER_SPEECH, ANSWER_TEXT, ANSWER_THINKING, EOT
+from gamut.codecs.mel import WHISPER_RATE, hear, levelled, pad_mels, patches, pieces
+from gamut.codecs.prompts import TRANSCRIBE
+from gamut.generate.sampling import Sampling
+from gamut.generate.speak import Asked, Done, Event, Sound, Thought, Told, Words, collect, decoder, respond
+from gamut.generate.speaker import LEVEL, SAMPLING, SMALL, Speaker
+from gamut.io.growing import WavWriter, settled
+from gamut.io.media import SUBTYPES, read_audio, resample
+
+PER_SECOND = 12.6  # positions that sound takes in a prompt, the marks of its pieces included
+SOUNDS = (*SUBTYPES, ".mp3", ".aiff", ".opus")
+
+
+@dataclass
+class Talk:
+    """Turns under one system message.
+
+    ``aloud``: answer in speech. ``tools``: show the tools; the model then calls one, or answers, as it sees fit.
+    ``thinks``: ask for a thought before the answer (of a model that was taught to think). ``messages`` and ``mels`` are
+    the past; an answer that nobody heard to its end leaves them as they were.
+    """
+
+    speaker: Speaker
+    system: str = ""
+    aloud: bool = True
+    tools: bool = False
+    thinks: bool = False
+    sampling: Sampling = SAMPLING
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    mels: list[Float[Tensor, "M _"]] = field(default_factory=list)
+
+    def ask(self, wav: Float[Tensor, " T"] | None = None, rate: int = WHISPER_RATE, text: str = "") -> Iterator[Event]:
+        """The events of the answer to what is said, written, or both.
+
+        Raises:
+            ValueError: nothing to answer, sound under 21 ms, or more of it than the model's context holds (found out
+                before any of it is heard).
+        """
+        if wav is None and not text:
+            raise ValueError("there is nothing to answer: give a recording, a text, or both")
+        parts: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
+        mels: list[Tensor] = []
+        if wav is not None:
+            self._fits(len(wav) / rate)
+            wav = resample(levelled(wav, LEVEL), rate, WHISPER_RATE)
+            mels = [hear(piece, WHISPER_RATE) for piece in pieces(wav)]
+            parts.append({"type": "audio", "patches": [patches(mel.shape[-1]) for mel in mels]})
+        question = {"role": "human", "content": parts}
+        yield from self._answer(question, [*self.mels, *mels])
+
+    def _answer(self, question: dict[str, Any], mels: list[Tensor]) -> Iterator[Event]:
+        words, model = self.speaker.words, self.speaker.model
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        last = ANSWER_SPEECH if self.aloud else ANSWER_TEXT
+        first = ANSWER_THINKING if self.thinks else ANSWER_TEXT if self.tools else last
+        sampling = replace(self.sampling, stop=(words.id(EOT),))
+        decode = decoder(model, sampling, *(pad_mels(mels) if mels else (None, None)))
+        for event in respond(
+            [*system, *self.messages, question], decode, words, codec=self.speaker.codec,
+            tools=self.speaker.tools if self.tools else None, prefill=(first, last),
+        ):  # fmt: skip
+            yield event
+            if isinstance(event, Done):
+                self.messages, self.mels = [*self.messages, question, *event.messages], mels
+
+    def _fits(self, seconds: float) -> None:
+        room = self.speaker.model.config.lm.max_positions
+        if seconds < 0.021:
+            raise ValueError(f"the recording is {1000 * seconds:.0f} ms long, too short to be heard; record it again")
+        if (needs := round(seconds * PER_SECOND)) >= room:
+            raise ValueError(f"the recording is {_span(seconds)} long and takes {needs} positions of a prompt, the "
+                             f"model's context holds {room}; give at most {_span(room / PER_SECOND)} at a time")
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How fast an answer came: seconds to its first sound and to its end, seconds of sound, and how much of the text
+    was there when the sound began."""
+
+    first: float
+    took: float
+    seconds: float
+    early: float
+
+    @property
+    def line(self) -> str:
+        if not self.seconds:
+            return f"answered in {self.took:.2f} s, without speech"
+        return (f"first sound after {self.first:.2f} s, with {100 * self.early:.0f} % of the words written; "
+                f"{self.seconds:.1f} s of speech in {self.took:.1f} s: real-time factor {self.took / self.seconds:.2f}")
+
+
+def say(events: Iterable[Event], out: WavWriter, show: Callable[[str], object] | None = None) -> Figures:
+    """Print an answer while it comes and write its sound as it comes. ``show`` takes the text; print if None."""
+    show = show or (lambda text: print(text, end="", flush=True))
+    began, first, words, early, inside = time.perf_counter(), 0.0, 0, 0, ""
+    before = out.samples
+    for event in events:
+        kind = type(event).__name__
+        if kind != inside and kind in ("Words", "Thought", "Asked"):
+            show({"Words": "\nanswer: ", "Thought": "\nthinks: ", "Asked": "\ncalls: "}[kind])
+        inside = kind if kind != "Sound" else inside
+        match event:
+            case Words(text):
+                words += len(text)
+                show(text)
+            case Thought(text):
+                show(text)
+            case Sound(wav):
+                if not first:
+                    first, early = time.perf_counter() - began, words
+                out.append(wav)
+            case Asked(call):
+                show(f"{call.name} {call.arguments}")
+            case Told(result):
+                show(f"\n  gives: {result.content[:400]}")
+    show("\n")
+    return Figures(first, time.perf_counter() - began, (out.samples - before) / out.rate, early / max(1, words))
+
+
+def questions(path: str | Path) -> list[Path]:
+    """One sound file, or those of a folder by name: the turns of a conversation.
+
+    Raises:
+        ValueError: a folder without any.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SOUNDS)
+    if not files:
+        raise ValueError(f"'{path}' holds no sound files; allowed: {', '.join(SOUNDS)}")
+    return files
+
+
+def chat(
+    speaker: Speaker, source: str | Path, *, system: str = "", text: str = "", out: str | Path = "answer.wav",
+    thinks: bool = False, transcript: bool = True, patience: float = 1.0, sampling: Sampling = SAMPLING,
+) -> list[Figures]:
+    """Ask about a recording, several in a folder one after another, or one that is still being recorded; print
+    thoughts, calls and answers while they come, then what was heard; write the speech of all answers to ``out``.
+
+    Args:
+        text: said in writing beside the sound. thinks: ask for thoughts. transcript: print what was heard, too.
+        patience: seconds without growth after which a growing file counts as complete.
+    Raises:
+        ValueError: a request that this model was not taught; what ``read_audio`` says of a file.
+    """
+    how, files = speaker.how(system), questions(source)
+    if sum(p.numel() for p in speaker.model.parameters()) < SMALL:
+        torch.set_num_threads(1)
+    talk = Talk(speaker, how.system, how.aloud, how.tools, thinks, sampling)
+    figures = []
+    with WavWriter(out, speaker.codec.config.rate) as sound:
+        for file in files:
+            wav, rate = read_audio(settled(file, patience))
+            figures.append(say(talk.ask(wav, rate, text), sound))
+            if transcript:
+                print(f"heard: {heard(speaker, wav, rate)}")
+            print(figures[-1].line)
+    return figures
+
+
+def heard(speaker: Speaker, wav: Float[Tensor, " T"], rate: int) -> str:
+    """The model's own transcript of a recording."""
+    talk = Talk(speaker, TRANSCRIBE, aloud=False, sampling=Sampling(temperature=0.0, max_new=200))
+    return collect(talk.ask(wav, rate)).text

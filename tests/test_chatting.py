@@ -1,0 +1,244 @@
+"""Conversations with a past, sound files that grow, and what people hand to a chat that should not work."""
+
+import io
+import math
+import threading
+import time
+import wave
+from dataclasses import replace
+
+import pytest
+import soundfile
+import torch
+
+from gamut.codecs.audio import MelCodec, MelCodecConfig
+from gamut.codecs.mel import patches, pieces
+from gamut.data.conversations import vocabulary
+from gamut.generate.chatting import Figures, Talk, chat, questions, say
+from gamut.generate.sampling import Sampling
+from gamut.generate.speak import Asked, Done, Sound, Thought, Told, Words, collect
+from gamut.generate.speaker import Speaker
+from gamut.generate.tools import Toolbox, calculator
+from gamut.generate.voices import Voice, four_tools, library
+from gamut.io.growing import WavWriter, settled
+from gamut.io.media import read_audio, write_audio
+from gamut.models.audio_encoder import AudioEncoderConfig
+from gamut.models.lm import LMConfig
+from gamut.models.omni import Omni, OmniConfig
+
+
+@pytest.fixture(scope="module")
+def speaker() -> Speaker:
+    """Random weights: what it says is nonsense, how it goes about it is not."""
+    torch.manual_seed(0)
+    codec = MelCodec(MelCodecConfig(width=16, blocks=1, levels=(3, 3))).eval()
+    tools = Toolbox([calculator()])
+    words = vocabulary(9, tools.schemas)
+    lm = LMConfig(words.vocab, 32, 2, 2, 1, 16, 48, max_positions=1024)
+    audio = AudioEncoderConfig(mels=128, width=16, layers=1, heads=2, ffn=32, positions=1300)
+    marks = {f"audio_{name}_id": words.id(f"<audio_{name}>") for name in ("start", "end", "patch")}
+    model = Omni(OmniConfig(lm, audio, 24, **marks)).eval()
+    return Speaker(model, words, codec, tools)
+
+
+def tone(seconds: float, rate: int = 16000) -> torch.Tensor:
+    return torch.sin(torch.arange(int(seconds * rate)) * 0.1) * 0.5
+
+
+SHORT = Sampling(temperature=1.0, max_new=24, seed=1)
+
+
+def prompts_of(talk: Talk, monkeypatch, *asked) -> list[list[int]]:
+    """The ids each question was put to the model with."""
+    seen = []
+    whole = Omni.prompt
+
+    def prompt(self, ids, *rest):
+        seen.append(list(ids))
+        return whole(self, ids, *rest)
+
+    monkeypatch.setattr(Omni, "prompt", prompt)
+    for wav, text in asked:
+        collect(talk.ask(wav, 16000, text))
+    return seen
+
+
+def test_every_turn_continues_the_prompt_of_the_one_before(speaker, monkeypatch):
+    """What was heard and what was said stand in the next prompt id for id, sound in and sound out interleaved."""
+    talk = Talk(speaker, "Answer aloud.", sampling=SHORT)
+    first, second, third = prompts_of(talk, monkeypatch, (tone(1), ""), (tone(2), "and this"), (None, "bye"))
+    said = [m["content"][1]["token"] for m in talk.messages if m["role"] == "assistant"]
+    stop = speaker.words.id("<|EOT|>")
+    assert second[: len(first) + len(said[0]) + 1] == [*first, *said[0], stop]
+    assert third[: len(second) + len(said[1]) + 1] == [*second, *said[1], stop]
+    assert len(talk.mels) == 2 and len(talk.messages) == 6
+    assert third.count(speaker.words.id("<audio_patch>")) == 13 + 25
+
+
+def test_thoughts_do_not_return(speaker, monkeypatch):
+    talk = Talk(speaker, thinks=True, sampling=SHORT)
+    first, second = prompts_of(talk, monkeypatch, (None, "a"), (None, "b"))
+    shown = speaker.words.decode(second)
+    assert speaker.words.decode(first).endswith("<think>\n") and shown.count("<think>") == 1
+
+
+def test_an_answer_that_is_cut_in_the_middle_leaves_the_past_as_it_was(speaker):
+    talk = Talk(speaker, sampling=replace(SHORT, max_new=200))
+    collect(talk.ask(tone(1), 16000))
+    messages, mels = talk.messages, talk.mels
+    events = talk.ask(tone(1), 16000)
+    next(events)
+    events.close()
+    assert talk.messages is messages and talk.mels is mels
+    assert collect(talk.ask(None, text="again")).finish
+
+
+@pytest.mark.parametrize("seconds", [24.99, 25.0, 25.0001, 25.02, 25.03, 50.001])
+def test_sound_around_25_seconds(speaker, seconds):
+    """The rest behind a border is either heard or too short to be; never a block without a patch."""
+    wav = tone(seconds)
+    parts = pieces(wav)
+    assert [patches((len(part) + 479) // 160) > 0 for part in parts] == [True] * len(parts)
+    assert len(wav) - sum(map(len, parts)) < 0.021 * 16000
+    assert collect(Talk(speaker, aloud=False, sampling=replace(SHORT, max_new=2)).ask(wav, 16000)).finish
+
+
+def test_two_hours_are_refused_before_any_of_it_is_heard(speaker):
+    wav = torch.zeros(1).expand(2 * 3600 * 8000)
+    began = time.thread_time()
+    with pytest.raises(ValueError, match=r"is 120 min long and takes 90720 positions .* holds 1024; give at most 81 s"):
+        next(Talk(speaker).ask(wav, 8000))
+    assert time.thread_time() - began < 0.5
+
+
+def test_a_past_that_outgrows_the_context_says_so(speaker):
+    talk = Talk(speaker, aloud=False, sampling=replace(SHORT, max_new=2))
+    collect(talk.ask(tone(45), 16000))
+    with pytest.raises(ValueError, match=r"the prompt has 1\d\d\d tokens, the model's context holds 1024"):
+        collect(talk.ask(tone(45), 16000))
+    assert len(talk.messages) == 2
+
+
+def test_nothing_and_next_to_nothing_are_refused(speaker):
+    with pytest.raises(ValueError, match="nothing to answer: give a recording, a text, or both"):
+        next(Talk(speaker).ask())
+    for samples in (0, 100):
+        with pytest.raises(ValueError, match=r"is \d+ ms long, too short to be heard"):
+            next(Talk(speaker).ask(torch.zeros(samples), 16000))
+
+
+def test_clipped_silent_and_stereo_sound_is_answered(speaker, tmp_path):
+    clipped = (tone(1) * 40).clamp(-1, 1)
+    stereo = torch.stack([tone(1), torch.zeros(16000)])
+    for name, wav in (("clipped", clipped), ("stereo", stereo)):
+        got, rate = read_audio(write_audio(tmp_path / f"{name}.wav", wav, 16000))
+        assert got.shape == (16000,)
+        assert collect(Talk(speaker, sampling=SHORT).ask(got, rate)).finish
+    assert collect(Talk(speaker, sampling=SHORT).ask(torch.zeros(8000), 8000)).finish
+
+
+def test_a_file_that_is_cut_short_or_empty_is_named(speaker, tmp_path):
+    whole = write_audio(tmp_path / "a.wav", tone(1), 16000).read_bytes()
+    (tmp_path / "cut.wav").write_bytes(whole[:5000])
+    (tmp_path / "empty.wav").write_bytes(b"")
+    for name, why in (("cut.wav", "is cut short"), ("empty.wav", r"is empty \(0 bytes\)")):
+        with pytest.raises(ValueError, match=why):
+            chat(speaker, tmp_path / name, out=tmp_path / "out.wav")
+
+
+def test_the_written_file_is_whole_at_every_moment(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"an older file")
+    parts = [tone(0.1 * k) for k in (1, 3, 2)]
+    with WavWriter(path, 16000) as out:
+        total = 0
+        for part in [tone(0), *parts]:
+            out.append(part)
+            total += len(part)
+            with wave.open(io.BytesIO(path.read_bytes())) as file:  # another program looks
+                assert (file.getnframes(), file.getframerate()) == (total, 16000)
+                assert len(file.readframes(total)) == 2 * total
+    wav, rate = read_audio(path)
+    assert rate == 16000 and torch.allclose(wav, torch.cat(parts), atol=1 / 32000)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.wav"]
+    with pytest.raises(ValueError, match=r"must go to a \.wav, got 'a\.mp3'"):
+        WavWriter(tmp_path / "a.mp3", 16000)
+
+
+def test_a_header_never_promises_samples_that_are_not_there(tmp_path):
+    """Samples go in first: whoever reads between the two writes sees the shorter file."""
+    path = tmp_path / "a.wav"
+    with WavWriter(path, 8000) as out:
+        out.append(torch.full((100,), 2.0))  # clipped
+        out.file.seek(44 + 200)
+        out.file.write(b"\x01" * 60)
+        out.file.flush()
+        with wave.open(io.BytesIO(path.read_bytes())) as file:
+            assert file.getnframes() == 100 and file.readframes(1) == b"\xff\x7f"
+
+
+def test_a_file_that_grows_is_waited_for(tmp_path):
+    path, ended = tmp_path / "mic.wav", []
+
+    def record() -> None:
+        with WavWriter(path, 8000) as out:
+            for _ in range(6):
+                out.append(tone(0.25, 8000))
+                time.sleep(0.1)
+        ended.append(time.monotonic())
+
+    thread = threading.Thread(target=record)
+    thread.start()
+    while not path.exists():
+        time.sleep(0.01)
+    settled(path, patience=0.6)
+    assert ended and len(read_audio(path)[0]) == 12000
+    thread.join()
+    began = time.monotonic()
+    time.sleep(0.3)
+    settled(path, patience=0.2)  # old: not waited for
+    assert time.monotonic() - began < 0.5
+
+
+def test_what_a_chat_prints_and_measures(tmp_path):
+    """By hand: the first sound after one of four words, half a second of sound."""
+    from gamut.codecs.toolcall import ToolCall
+    from gamut.generate.tools import ToolResult
+
+    call = ToolCall("calculator", "{}", "c")
+    events = [Thought("hm"), Asked(call), Told(ToolResult(call, "12", True, 0.0)), Words("a", True),
+              Sound(torch.zeros(4000)), Words("bcd", True), Done([], "stop")]  # fmt: skip
+    shown: list[str] = []
+    with WavWriter(tmp_path / "a.wav", 8000) as out:
+        figures = say(events, out, shown.append)
+    assert "".join(shown) == "\nthinks: hm\ncalls: calculator {}\n  gives: 12\nanswer: abcd\n"
+    assert figures.seconds == 0.5 and figures.early == 0.25 and 0 <= figures.first <= figures.took
+    assert "with 25 % of the words written; 0.5 s of speech" in figures.line
+    assert Figures(0, 1.5, 0, 0).line == "answered in 1.50 s, without speech"
+    assert not math.isnan(figures.took)
+
+
+def test_a_folder_is_a_conversation(speaker, tmp_path, capsys):
+    (tmp_path / "q").mkdir()
+    for name in ("2.wav", "1.wav"):
+        write_audio(tmp_path / "q" / name, tone(0.5), 16000)
+    (tmp_path / "q" / "notes.txt").write_text("no sound")
+    assert [file.name for file in questions(tmp_path / "q")] == ["1.wav", "2.wav"]
+    figures = chat(speaker, tmp_path / "q", out=tmp_path / "a.wav", sampling=SHORT)
+    shown = capsys.readouterr().out
+    assert len(figures) == 2 and shown.count("heard: ") == 2
+    assert soundfile.info(tmp_path / "a.wav").frames == sum(round(f.seconds * 8000) for f in figures)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match=r"holds no sound files; allowed: \.wav"):
+        questions(tmp_path / "none")
+
+
+def test_a_speaker_keeps_its_voices_and_menu(speaker, tmp_path):
+    pytest.importorskip("bm25s")
+    voices = [Voice("theo", "a high voice", "12", lambda: (tone(0.5, 8000), 8000))]
+    menu = {"coffeeDrink": ["latte"], "milkAmount": []}
+    speaker.save(tmp_path / "m", voices=voices, menu=menu)
+    again = Speaker.load(tmp_path / "m")
+    assert again.tools.schemas == four_tools(voices, menu).schemas
+    [kept] = library(tmp_path / "m" / "voices")
+    assert (kept.description, kept.text, len(kept.read()[0])) == ("a high voice", "12", 4000)
