@@ -1,0 +1,59 @@
+"""The codec's recipe whole on tones that stand for digits, at a size of seconds; what timbre and shipped parts say."""
+
+import random
+
+import pytest
+import torch
+from test_spoken import clips
+
+import gamut
+from gamut.codecs.timbre import timbre
+from gamut.codecs.vocoder_mel import mel24
+from gamut.data import sources
+from gamut.data.sources import Speech
+from gamut.data.spoken import RATE, Digits
+from gamut.data.voiced import TOKEN, voiced, voices
+from gamut.io.media import resample
+from gamut.io.runs import Run
+from gamut.recipes import step_audio_2_codec as recipe
+
+SMALL = recipe.Config(levels=(3, 3), width=16, layers=1, flow_width=16, flow_layers=1, vocoder_width=16, judge_width=8,
+                      judge_steps=5, first_steps=3, tokenizer_steps=3, flow_steps=3, vocoder_steps=3, critic_steps=2,
+                      batch=2)  # fmt: skip
+
+
+@pytest.fixture
+def tones(monkeypatch) -> None:
+    def digits(split: str, source: str = "auto") -> Speech:
+        made = clips()[:: 1 if split == "train" else 7]
+        return Speech("digits", "tones", "made here", made.__getitem__, list(range(len(made))))
+
+    monkeypatch.setattr(sources, "digits", digits)
+
+
+def test_every_part_is_trained_measured_at_its_cut_and_saved(tones, tmp_path):
+    run = Run.create(tmp_path, "codec", {})
+    result = recipe.main(SMALL, run)
+    shares = [value for name, value in result.metrics.items() if name.endswith(("accuracy", "voice", "digits"))]
+    assert len(shares) == 9 and all(0 <= share <= 1 for share in shares)
+    assert 1 <= result.metrics["tokens/used"] <= 9 and result.metrics["switched/chance"] == 0.5
+    codec, tokenizer = gamut.load(run.path / "token2wav"), gamut.load(run.path / "tokenizer")
+    ids = tokenizer.encode(torch.randn(1, 16000) * 0.1)
+    assert sorted(codec.voices) == ["a", "b"] and codec.decode(ids, "b").shape == (1, 25 * 960)
+    again = recipe.main(SMALL, Run.open(run.path))  # every stage is done: nothing is learned a second time
+    assert again.metrics == result.metrics
+
+
+def test_tokens_mels_and_timbre_are_of_the_same_people():
+    digits = Digits(clips())
+    batch = voiced(digits, lambda wav: torch.zeros(len(wav), wav.shape[1] // (2 * TOKEN), dtype=torch.long), 3, 10, 0, 0)
+    assert batch.ids.shape == (3, 10) and batch.mel.shape == (3, 80, 20) and batch.timbre.shape == (3, 160)
+    assert voices(digits, 2)["a"].speaker_S.shape == (160,)
+
+
+def test_timbre_does_not_hear_loudness_or_silence():
+    wav = torch.randn(1, 24000, generator=torch.Generator().manual_seed(0)) * 0.1
+    mel, louder = mel24(wav), mel24(torch.cat([wav * 5, torch.zeros(1, 24000)], 1))
+    torch.testing.assert_close(timbre(mel)[:, :80], timbre(louder)[:, :80], atol=0.05, rtol=0)
+    low = timbre(mel24(torch.cumsum(wav, 1) * 0.1))
+    assert (low - timbre(mel)).abs().mean() > 0.3  # another colour is another timbre
