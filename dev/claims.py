@@ -1,5 +1,7 @@
 """Run every built recipe at tiny size and record minutes and claims: python -m dev.claims [RECIPE ...] [--seeds 0 1 2]
 
+    python -m dev.claims --finished runs/step_audio_2      # only record what a run that is done has measured
+
 Hours. Each finished run is a line in benchmarks/results/claims.jsonl; what is there for this commit and seed is not run
 again. gamut/measured.json, which `gamut list` and the README show, is made from the newest lines.
 """
@@ -17,6 +19,7 @@ from gamut.io.source import find
 from gamut.papers import PAPERS, RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
+SPENT = ("data", "forward", "backward", "optimiser", "wait")  # seconds of an update, as fit logs them
 RECORD = ROOT / "benchmarks" / "results" / "claims.jsonl"
 
 
@@ -28,6 +31,17 @@ def record(recipe: str, seed: int, env: dict[str, str]) -> dict:
     where = {name: env[name] for name in ("commit", "cpu", "cores", "torch", "torch threads")}
     return {"recipe": recipe, "seed": seed, "date": time.strftime("%Y-%m-%d"), "minutes": minutes, **where,
             "metrics": result.metrics, "claims": result.notes["claims"]}  # fmt: skip
+
+
+def finished(run: Path) -> dict:
+    """The line of a run folder that is done; its minutes are those of all its updates, stopped and resumed or not."""
+    result, env, config = (json.loads((run / f"{name}.json").read_text()) for name in ("result", "env", "config"))
+    updates = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    spent = sum(update.get(part, 0.0) for update in updates for part in SPENT) / 60
+    where = {name: env[name] for name in ("commit", "cpu", "cores", "torch", "torch threads")}
+    return {"recipe": config["recipe"], "seed": config["config"]["seed"], "date": env["started"][:10],
+            "minutes": round(max(spent, result["minutes"]), 2), **where, "metrics": result["metrics"],
+            "claims": result["claims"]}  # fmt: skip
 
 
 def summary(lines: list[dict]) -> dict[str, dict]:
@@ -54,14 +68,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("recipes", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--finished", type=Path, nargs="+", default=[])
     asked = parser.parse_args()
     env = environment()
-    if "+changes" in env["commit"]:
+    if "+changes" in env["commit"] and not asked.finished:
         print(f"the checkout differs from {env['commit'].partition('+')[0]}; commit first: a record names its commit")
         return 2
     lines = [json.loads(line) for line in RECORD.read_text().splitlines()] if RECORD.exists() else []
     ours = [name for paper in PAPERS for name in [paper.name, *paper.parts] if (RECIPES / f"{name}.py").exists()]
-    for recipe in [find(name) for name in asked.recipes] or ours:
+    for run in asked.finished:
+        lines.append(finished(run))
+        atomic_write(RECORD, "".join(json.dumps(line) + "\n" for line in lines))
+    for recipe in [] if asked.finished else [find(name) for name in asked.recipes] or ours:
         for seed in asked.seeds:
             if (recipe, seed, env["commit"]) not in {(line["recipe"], line["seed"], line["commit"]) for line in lines}:
                 lines.append(record(recipe, seed, env))

@@ -1,5 +1,6 @@
 """The shop window: generated blocks are those of the code, links lead somewhere, and the examples run."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dev.claims import summary
+from dev.claims import finished, summary
 from dev.readme import examples, filled
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,3 +96,16 @@ def test_the_examples_run(released, number):
     env = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, code], cwd=released, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_finished_run_is_recorded_with_the_minutes_of_all_its_updates(tmp_path):
+    env = dict.fromkeys(("cpu", "cores", "torch", "torch threads"), "x") | {"commit": "abc"}
+    env["started"] = "2026-01-02 03:04:05"
+    (tmp_path / "env.json").write_text(json.dumps(env))
+    (tmp_path / "config.json").write_text(json.dumps({"recipe": "toy", "config": {"seed": 3}}))
+    update = {"data": 30.0, "forward": 60.0, "backward": 25.0, "optimiser": 5.0, "loss": 1e9}
+    (tmp_path / "metrics.jsonl").write_text(2 * (json.dumps(update) + "\n"))
+    (tmp_path / "result.json").write_text(json.dumps({"minutes": 0.5, "metrics": {"a": 1.0}, "claims": []}))
+    line = finished(tmp_path)
+    assert (line["minutes"], line["recipe"], line["seed"], line["date"]) == (4.0, "toy", 3, "2026-01-02")
+    assert line["metrics"] == {"a": 1.0} and line["commit"] == "abc"

@@ -1,6 +1,5 @@
 """The codec's recipe whole on tones that stand for digits, at a size of seconds; what timbre and shipped parts say."""
 
-import random
 
 import pytest
 import torch
@@ -11,9 +10,8 @@ from gamut.codecs.timbre import timbre
 from gamut.codecs.vocoder_mel import mel24
 from gamut.data import sources
 from gamut.data.sources import Speech
-from gamut.data.spoken import RATE, Digits
+from gamut.data.spoken import Digits
 from gamut.data.voiced import TOKEN, voiced, voices
-from gamut.io.media import resample
 from gamut.io.runs import Run
 from gamut.recipes import step_audio_2_codec as recipe
 
@@ -46,7 +44,11 @@ def test_every_part_is_trained_measured_at_its_cut_and_saved(tones, tmp_path):
 
 def test_tokens_mels_and_timbre_are_of_the_same_people():
     digits = Digits(clips())
-    batch = voiced(digits, lambda wav: torch.zeros(len(wav), wav.shape[1] // (2 * TOKEN), dtype=torch.long), 3, 10, 0, 0)
+
+    def encode(wav_BT):
+        return torch.zeros(len(wav_BT), wav_BT.shape[1] // (2 * TOKEN), dtype=torch.long)
+
+    batch = voiced(digits, encode, 3, 10, 0, 0)
     assert batch.ids.shape == (3, 10) and batch.mel.shape == (3, 80, 20) and batch.timbre.shape == (3, 160)
     assert voices(digits, 2)["a"].speaker_S.shape == (160,)
 
