@@ -69,6 +69,10 @@ def test_a_finished_family_without_a_fixture_fails_when_completeness_is_asked(go
         ("s3_tokenizer_v2", "w.encoder.blocks.0.attn.fsmn_block.weight"),
         ("s3_tokenizer_v1", "out.long.code"),
         ("sanm_linguistic_tokenizer", "out.chunk_frames"),
+        ("step_audio_2_flow", "w.decoder.estimator.blocks.1.conv.block.6.bias"),
+        ("step_audio_2_flow", "out.stream.mel.3"),
+        ("step_audio_flow", "w.length_regulator.model.12.bias"),
+        ("step_audio_flow", "out.loss"),
     ],
 )
 def test_one_changed_number_fails(golden, tmp_path, name, key):
