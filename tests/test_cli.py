@@ -81,7 +81,7 @@ def test_help_of_a_run_shows_the_values_of_the_size_that_was_named(call):
         (["lst"], "unknown command 'lst'; closest: list. See: gamut --help"),
         (["show", "step-audio3"], "unknown recipe 'step-audio3'; closest: step_audio"),
         (["run", "farser"], "unknown recipe 'farser'; closest: farseer. See: gamut list"),
-        (["run", "rlhfuse"], "recipe 'rlhfuse' is not built yet; built:"),
+        (["run", "dgae"], "recipe 'dgae' is not built yet; built:"),
         (["run"], "gamut run needs a recipe: gamut run step_audio_2. See: gamut list"),
         (["run", TOY, "--stps", "3"], "unknown field 'stps'; closest: steps. See: gamut show "),
         (["run", TOY, "--head", "3"], "unknown field 'head'; closest: heads"),
@@ -171,6 +171,12 @@ def test_a_reader_that_goes_away_is_no_error():
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 141
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").exists(), reason="no /sys here")
+def test_a_place_that_nobody_may_write_to(call):
+    code, _, err = call("run", TOY, "--out", "/sys/gamut_runs")
+    assert code == 2 and err.startswith("error: [Errno 1") and "see who may read and write there" in err
 
 
 def test_a_bug_keeps_its_traceback(call):

@@ -7,6 +7,7 @@ import difflib
 import json
 import math
 import re
+import shutil
 import time
 import warnings
 from collections.abc import Mapping
@@ -50,8 +51,12 @@ class Run:
                 path.mkdir()
             except FileExistsError:
                 continue
-            atomic_write(path / "config.json", _json(dict(config)))
-            atomic_write(path / "env.json", _json(environment() | {"started": time.strftime("%Y-%m-%d %H:%M:%S")}))
+            try:
+                atomic_write(path / "config.json", _json(dict(config)))
+                atomic_write(path / "env.json", _json(environment() | {"started": time.strftime("%Y-%m-%d %H:%M:%S")}))
+            except OSError:
+                shutil.rmtree(path, ignore_errors=True)  # no half-made run takes the name
+                raise
             return cls(path)
         raise ValueError(f"{root}/{name} and 9,998 numbered ones exist; choose another name with --name")
 
