@@ -106,6 +106,14 @@ def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
     assert again.config == tokenizer.config and torch.equal(again(mels)[1], tokenizer(mels)[1])
 
 
+@pytest.mark.parametrize(("version", "released"), [(2, 496_082_973), (1, 522_624_269)])
+def test_the_released_size(version, released):
+    """In float32 within 0.3 % of the released ONNX files (speech_tokenizer_v2.onnx, _v1.onnx), which hold nodes too."""
+    with torch.device("meta"):
+        tokenizer = S3Tokenizer(S3Config(version=version))
+    assert 0 <= released - 4 * sum(p.numel() for p in tokenizer.parameters()) < 0.003 * released
+
+
 @pytest.mark.parametrize("name", ["s3_tokenizer_v1", "s3_tokenizer_v2"])
 def test_official_names_there_and_back(golden, tmp_path, name):
     fixture = Fixture.read(golden / f"{name}.safetensors")

@@ -79,7 +79,7 @@ class LinguisticTokenizer(Pretrained, nn.Module):
 
     @torch.no_grad()
     def encode(self, signal: Float[Tensor, "B T"]) -> Int[Tensor, "B N"]:
-        """Sound at 16 kHz, full scale [-1, 1], to token ids; an end too short for a stack of frames (55 ms) is dropped."""
+        """Sound at 16 kHz, full scale [-1, 1], to token ids; an end of less than 55 ms may be dropped."""
         stream = self.stream(len(signal))
         return torch.cat([stream.encode(signal), stream.flush()], 1)
 
