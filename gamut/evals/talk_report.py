@@ -25,7 +25,7 @@ def provenance(origin: str, steps: Mapping[str, int], metrics: Mapping[str, floa
     if (shipped / MEASURED).exists():
         theirs = json.loads((shipped / MEASURED).read_text())
         scores = [(name, f"{value:.3f}", f"{theirs.get(name, float('nan')):.3f}") for name, value in metrics.items()]
-        blocks += [Heading("This run beside the shipped model", "The same code, trained for longer."),
+        blocks += [Heading("This run beside the shipped model", "What is in weights/, examined in the same way."),
                    Table(("score", "this run", "shipped"), scores)]  # fmt: skip
     return blocks
 
