@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gamut.data.load import Batches, move
+from gamut.data.load import Batches
+from gamut.train.dist import move
 
 
 def made(index):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 import tomllib
 import venv
 import zipfile
@@ -82,6 +83,18 @@ def test_a_run_from_the_wheel_writes_its_report(installed, tmp_path):
 def test_weights_that_the_wheel_does_not_hold_are_explained(installed, tmp_path):
     done = ask(installed, tmp_path, "chat", "question.wav")
     assert done.returncode == 2 and "they come with the repository, not with the wheel" in " ".join(done.stderr.split())
+
+
+def test_a_second_set_up_has_nothing_to_do(tmp_path):
+    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / ".venv").mkdir()
+    for stamp in (".torch", ".demo"):
+        (tmp_path / ".venv" / stamp).touch()
+    began = time.monotonic()
+    done = subprocess.run(["make", "setup", "PYTHON=false"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "install" not in done.stdout + done.stderr
+    assert time.monotonic() - began < 2
 
 
 def test_the_version_stands_in_one_place_only():

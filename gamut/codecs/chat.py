@@ -172,12 +172,8 @@ def _pieces(
 
 
 def render(
-    messages: Sequence[Any],
-    tools: Sequence[Mapping] | None = None,
-    add_generation_prompt: bool = True,
-    *,
-    continue_final_message: bool = False,
-    prefill: str = ANSWER_TEXT,
+    messages: Sequence[Any], tools: Sequence[Mapping] | None = None, add_generation_prompt: bool = True, *,
+    continue_final_message: bool = False, prefill: str = ANSWER_TEXT,
 ) -> str:
     """The prompt as text.
 
@@ -212,15 +208,9 @@ def _encode(pieces: Sequence[_Piece], tokenizer: Vocabulary, padding: Padding, c
 
 
 def encode_chat(
-    messages: Sequence[Any],
-    tokenizer: Vocabulary,
-    tools: Sequence[Mapping] | None = None,
-    add_generation_prompt: bool = True,
-    *,
-    continue_final_message: bool = False,
-    prefill: str = ANSWER_TEXT,
-    padding: Padding = "full",
-    codes: int = 6561,
+    messages: Sequence[Any], tokenizer: Vocabulary, tools: Sequence[Mapping] | None = None,
+    add_generation_prompt: bool = True, *, continue_final_message: bool = False, prefill: str = ANSWER_TEXT,
+    padding: Padding = "full", codes: int = 6561,
 ) -> list[int]:
     """The prompt as ids; arguments as in ``render``.
 
@@ -231,12 +221,8 @@ def encode_chat(
 
 
 def encode_turns(
-    messages: Sequence[Any],
-    tokenizer: Vocabulary,
-    tools: Sequence[Mapping] | None = None,
-    *,
-    padding: Padding = "full",
-    codes: int = 6561,
+    messages: Sequence[Any], tokenizer: Vocabulary, tools: Sequence[Mapping] | None = None, *,
+    padding: Padding = "full", codes: int = 6561,
 ) -> tuple[list[int], list[bool]]:
     """A whole conversation for training: its ids, and whether the assistant wrote each (its ``<|EOT|>`` included).
 

@@ -1,12 +1,9 @@
 """Batches by number: a stream whose position is one integer, so a run can go on exactly where it stopped."""
 
-import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol, runtime_checkable
-
-import torch
 
 
 @runtime_checkable
@@ -79,19 +76,3 @@ class Batches:
     def load_state_dict(self, state: dict) -> None:
         self.index = int(state["index"])
         self._ahead.clear()
-
-
-def move(batch: Any, device: torch.device) -> Any:
-    """The batch with its tensors on ``device``: a tensor, or lists, tuples, mappings, dataclasses of them."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {name: move(part, device) for name, part in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(part, device) for part in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(move(part, device) for part in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        parts = {f.name: move(getattr(batch, f.name), device) for f in dataclasses.fields(batch)}
-        return dataclasses.replace(batch, **parts)
-    return batch

@@ -33,12 +33,8 @@ def next_token(
 
 
 def next_token_from_hidden(
-    x_BTD: Float[Tensor, "B T D"],
-    head_VD: Float[Tensor, "V D"],
-    ids_BT: Int[Tensor, "B T"],
-    mask_BT: Bool[Tensor, "B T"] | Int[Tensor, "B T"] | None = None,
-    *,
-    chunk: int = 512,
+    x_BTD: Float[Tensor, "B T D"], head_VD: Float[Tensor, "V D"], ids_BT: Int[Tensor, "B T"],
+    mask_BT: Bool[Tensor, "B T"] | Int[Tensor, "B T"] | None = None, *, chunk: int = 512,
 ) -> tuple[Float[Tensor, ""], Stats]:
     """`next_token(x @ head.T, ...)`, computed `chunk` targets at a time, each with its gradient.
 

@@ -4,6 +4,7 @@ B batch · T tokens · D width · V vocabulary · N layers
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -134,35 +135,15 @@ class Decoder(nn.Module):
                 residual = ".out." in name or ".down" in name
                 nn.init.normal_(weight, std=std * ((2 * self.config.layers) ** -0.5 if residual else 1.0))
 
-    def forward(
-        self,
-        ids_BT: Int[Tensor, "B T"] | None = None,
-        *,
-        embeds_BTD: Float[Tensor, "B T D"] | None = None,
-        mask_BT: Bool[Tensor, "B T"] | Int[Tensor, "B T"] | None = None,
-        positions_BT: Int[Tensor, "B T"] | None = None,
-        segments_BT: Int[Tensor, "B T"] | None = None,
-        cache: Cache | None = None,
-        routing: list[Tensor] | None = None,
-    ) -> Float[Tensor, "B T V"]:
-        """Logits of every position; see `hidden` for the arguments."""
-        return self.head(
-            self.hidden(
-                ids_BT, embeds_BTD=embeds_BTD, mask_BT=mask_BT, positions_BT=positions_BT,
-                segments_BT=segments_BT, cache=cache, routing=routing,
-            )
-        )  # fmt: skip
+    def forward(self, ids_BT: Int[Tensor, "B T"] | None = None, **given: Any) -> Float[Tensor, "B T V"]:
+        """Logits of every position; arguments as of `hidden`."""
+        return self.head(self.hidden(ids_BT, **given))
 
     def hidden(
-        self,
-        ids_BT: Int[Tensor, "B T"] | None = None,
-        *,
-        embeds_BTD: Float[Tensor, "B T D"] | None = None,
+        self, ids_BT: Int[Tensor, "B T"] | None = None, *, embeds_BTD: Float[Tensor, "B T D"] | None = None,
         mask_BT: Bool[Tensor, "B T"] | Int[Tensor, "B T"] | None = None,
-        positions_BT: Int[Tensor, "B T"] | None = None,
-        segments_BT: Int[Tensor, "B T"] | None = None,
-        cache: Cache | None = None,
-        routing: list[Tensor] | None = None,
+        positions_BT: Int[Tensor, "B T"] | None = None, segments_BT: Int[Tensor, "B T"] | None = None,
+        cache: Cache | None = None, routing: list[Tensor] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """What the head sees: the last block's output after the final norm.
 

@@ -20,15 +20,8 @@ class Attention(nn.Module):
     """kv_heads == heads is multi-head, 1 is multi-query, anything between is grouped."""
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        *,
-        qkv_bias: bool = False,
-        out_bias: bool = False,
-        norm_eps: float | None = None,
+        self, width: int, heads: int, kv_heads: int, head_dim: int, *,
+        qkv_bias: bool = False, out_bias: bool = False, norm_eps: float | None = None,
     ):
         """`norm_eps` switches QK-norm on (RMS over each head's channels, before the rotation)."""
         super().__init__()
@@ -72,9 +65,7 @@ class Attention(nn.Module):
         return self.out(y_BHTC.transpose(1, 2).flatten(2))
 
 
-def same_segment(
-    segments_BT: torch.Tensor,
-) -> Bool[Tensor, "B 1 T T"]:
+def same_segment(segments_BT: Tensor) -> Bool[Tensor, "B 1 T T"]:
     """Causal order inside each segment of a packed row; nothing crosses a boundary."""
     T = segments_BT.shape[1]
     ordered = torch.ones(T, T, dtype=torch.bool, device=segments_BT.device).tril()

@@ -21,13 +21,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import gamut
-from gamut.codecs.audio import MelCodec
 from gamut.codecs.mel import hear, pad_mels
 from gamut.codecs.text import Tokenizer
 from gamut.data import sources
 from gamut.data.load import Batches
 from gamut.data.spoken import RATE, TASKS, Digits, noisy
-from gamut.data.talks import TalkBatch, Talks, clearest, tokenizer
+from gamut.data.talks import TalkBatch, Talks, Voice, clearest, tokenizer
 from gamut.evals.claims import Claim, Result
 from gamut.evals.talk_report import MEASURED, provenance, samples
 from gamut.evals.talks import TOOLS, Speaker, examine, speaker_of
@@ -84,7 +83,7 @@ def model_config(cfg: Config, vocab: int, **ids: int) -> OmniConfig:
     return OmniConfig(lm, audio, cfg.adapter, **ids)
 
 
-def build(cfg: Config, codec: MelCodec) -> tuple[Omni, Tokenizer]:
+def build(cfg: Config, codec: Voice) -> tuple[Omni, Tokenizer]:
     """The model and its words: of ``cfg.init``, or new."""
     torch.manual_seed(cfg.seed)
     if cfg.init:

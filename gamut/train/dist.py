@@ -5,10 +5,11 @@ sharded by blocks (`shard`, FSDP2); checkpoints always hold whole tensors, so ei
 """
 
 import atexit
+import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -51,6 +52,22 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """The batch with its tensors on ``device``: a tensor, or lists, tuples, mappings, dataclasses of them."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {name: move(part, device) for name, part in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(move(part, device) for part in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(move(part, device) for part in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        parts = {f.name: move(getattr(batch, f.name), device) for f in dataclasses.fields(batch)}
+        return dataclasses.replace(batch, **parts)
+    return batch
 
 
 def shard(model: nn.Module, methods: Sequence[str] = ()) -> nn.Module:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gamut.data.load import Stream, move
+from gamut.data.load import Stream
 from gamut.io.learners import pack, unpack
 from gamut.io.runs import Run
 from gamut.io.state import load_state, own_dice, reseed, save_state, state_path
@@ -99,7 +99,7 @@ def update(
     with learner.alone():
         for i, batch in enumerate(batches):
             with clock("data"):
-                batch = move(batch, learner.device)
+                batch = dist.move(batch, learner.device)
             reseed(*key, learner.name, dist.rank() + i * dist.world())
             with clock("forward"), autocast:
                 loss, stats = step(batch, learner.name)
