@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gamut.plan.fusion import Cluster, fused_problem, migrations
 from gamut.plan.pipeline import Chain, Problem, simulate
 from gamut.plan.pipeline_classic import (
     CLASSICS,
@@ -22,7 +23,7 @@ from gamut.plan.pipeline_classic import (
     zero_bubble,
     zero_bubble_v,
 )
-from gamut.plan.pipeline_command import Cluster, fused_problem, parse_models
+from gamut.plan.pipeline_command import compare, parse_models
 from gamut.plan.pipeline_export import instructions, load, save
 from gamut.plan.pipeline_fused import INSTANCES, Fused, fill_gaps, greedy, lower_bound, serial
 from gamut.plan.timeline import draw
@@ -301,10 +302,44 @@ def test_plans_from_the_command_line():
         parse_models("a:4:4:2:4:1,b:3:2:1:2:1", 0.0)
     with pytest.raises(ValueError, match="unknown model '7B'; allowed: 13B, 33B, 65B"):
         fused_problem(Cluster(actor="7B"))
-    with pytest.raises(ValueError, match="got 16 and 8 stages, tp 8, 100 GPUs"):
+    with pytest.raises(ValueError, match=r"stages must divide .* got 16 and 8 stages, tp 8, 100 GPUs"):
         fused_problem(Cluster(gpus=100))
     with pytest.raises(ValueError, match="mini_batch 63 must be a multiple"):
         fused_problem(Cluster(mini_batch=63))
+    with pytest.raises(ValueError, match="longest must be positive, got 0"):
+        Cluster(longest=0)
+    problem = parse_models("a:4:4:2:4:1,b:2:2:1:2:1", 0.0)
+    assert list(compare(problem, 0, 0)) == ["serial 1F1B", "greedy"]
+
+
+def test_clusters_have_the_instances_of_the_table():
+    """The rule layers x width^2 gives the released ratios of times and memory for all four pairs of sizes."""
+    for actor, critic, stages, index in (
+        ("65B", "33B", (16, 8), 7),
+        ("65B", "33B", (16, 16), 10),
+        ("33B", "13B", (8, 4), 0),
+        ("33B", "13B", (8, 8), 3),
+    ):
+        plan = Cluster(8 * stages[0], actor, critic, *stages, mini_batch=INSTANCES[index].micro0)
+        one, blocks = fused_problem(plan)
+        assert blocks == 1 and (one.stages1, one.micro1) == (INSTANCES[index].stages1, INSTANCES[index].micro1)
+        want = INSTANCES[index]
+        assert one.forward0 / one.forward1 == want.forward0 / want.forward1
+        assert one.memory0 / one.memory1 == pytest.approx(want.memory0 / want.memory1, rel=0.01)
+
+
+def test_the_long_tail_migrates_when_that_is_sooner():
+    """Overlap is worth something, at most all of inference, and never makes an iteration later (section 4)."""
+    plan = Cluster(longest=1024)
+    plain, tried = migrations(plan)
+    assert plain.threshold == 0 and plain.seconds == pytest.approx(plain.generation + plan.inference)
+    best = min(tried.values(), key=lambda stage: stage.seconds)
+    assert plain.generation <= best.seconds < plain.seconds
+    assert all(stage.seconds <= plain.seconds for stage in tried.values())
+    early = tried[0.2]
+    assert early.keep < 64 and 0 < early.moved <= round(0.2 * plan.batch) and early.seconds <= 1.02 * best.seconds
+    with pytest.raises(ValueError, match=r"generation with 65B needs . GPUs a replica, got 1"):
+        migrations(Cluster(gpus=1, actor_stages=1, critic_stages=1, tp=1))
 
 
 def test_pictures(tmp_path):

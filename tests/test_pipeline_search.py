@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from gamut.plan.pipeline import Chain, Problem, simulate
-from gamut.plan.pipeline_fused import INSTANCES, Fused, greedy, lower_bound, serial
+from gamut.plan.pipeline_fused import INSTANCES, PUBLISHED, Fused, greedy, lower_bound, serial
 
 SMALL = Fused("a/b", 4, 2, 4, 2, 2, 2, 1.0, 1.0)
 KEPT = Path(__file__).parent.parent / "benchmarks/results/fused_schedules.json"
+BEHIND = {3: 707, 10: 319}
 numba = pytest.importorskip("numba", reason="the search without numba is slow: pip install gamut[plan]")
 
 
@@ -126,13 +127,22 @@ def test_solver_proves_a_small_optimum():
 
 def test_kept_schedules_are_what_they_say():
     """Every schedule in the results: valid, as short and as small as stated, never under the bound."""
-    if not KEPT.exists():
-        pytest.skip("no schedules kept yet: python -m benchmarks.pipeline")
-    for entry in json.loads(KEPT.read_text())["instances"]:
+    kept = json.loads(KEPT.read_text())["instances"]
+    assert kept, "no schedules kept: python -m benchmarks.pipeline"
+    for entry in kept:
         one = INSTANCES[entry["id"]]
         assert entry["lower_bound"] == one.bound
         for kind in ("latency_best", "memory_best"):
             timing = simulate(one.problem, entry[kind]["nodes"])
             assert timing.makespan == entry[kind]["makespan"] >= one.bound
-            assert timing.peak_memory == pytest.approx(entry[kind]["peak_memory"])
+            assert timing.peak_memory == pytest.approx(entry[kind]["peak_memory"]) and timing.peak_memory >= (
+                one.least_memory if timing.makespan == one.bound else 0
+            )
             assert {"command", "seed", "cpu_seconds"} <= set(entry[kind])
+
+
+def test_kept_schedules_are_as_short_as_published():
+    """RLHFuse's Table 3, found with 768 cores; instance 9 is published at 613. Behind: searched for seconds only."""
+    for entry in json.loads(KEPT.read_text())["instances"]:
+        index = entry["id"]
+        assert entry["memory_best"]["makespan"] <= BEHIND.get(index, PUBLISHED[index][0])

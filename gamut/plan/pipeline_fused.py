@@ -65,6 +65,13 @@ class Fused:
         """No schedule is shorter; see `lower_bound`."""
         return math.ceil(lower_bound(self.problem))
 
+    @property
+    def least_memory(self) -> float:
+        """No schedule as short as the bound needs less, if the bound is the large model's own time: its first node then
+        never waits, so it holds a micro-batch per stage when the first gradient comes back. Else 0: not known."""
+        alone = 3 * self.forward0 * (self.micro0 + self.stages0 - 1)
+        return self.stages0 * self.memory0 if self.bound == alone and self.micro0 >= self.stages0 else 0.0
+
 
 _ROWS = (
     "33B/13B 8 4 32 16 5 4 1.95 2",
@@ -85,6 +92,12 @@ INSTANCES = tuple(
     for name, *rest in (row.split() for row in _ROWS)
     for sizes, memory in [(rest[:6], rest[6:])]
 )
+
+# makespan and peak memory of the last schedules published with the paper (FlexFusion/FlexFusion, results/, Apache-2.0)
+PUBLISHED = (
+    (708, 19.70), (372, 15.75), (225, 15.60), (702, 20.50), (366, 18.55), (225, 15.60),
+    (618, 39.72), (330, 29.88), (186, 26.24), (613, 38.72), (318, 32.16), (186, 26.24),
+)  # fmt: skip
 
 
 def lower_bound(problem: Problem) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from gamut.io.html import Raw, join, page, tag
+from gamut.io.html import Raw, page, tag
 from gamut.plan.pipeline import BACKWARD, FORWARD, Problem, Timing, simulate
 
 LEFT, RIGHT, TOP = 58, 76, 34
@@ -133,6 +133,36 @@ def _axis(until: float, scale: float, bottom: int) -> list[Raw]:
     return parts
 
 
+WIDE = tag("style", Raw("main { max-width: 84rem; }"))  # for the head of a page of timelines
+READING = (
+    "A row is a node, time runs to the right, and a block is one micro-batch passing one stage: light forward, dark "
+    "backward. Unpainted stretches are bubbles. The band below the blocks is the activation memory that the node "
+    "holds, on one scale for all; the share at the right is how long the node is busy. Point at a block to follow its "
+    "micro-batch."
+)
+
+
+def script() -> Raw:
+    """What makes the blocks of one micro-batch light up together; once on a page."""
+    return tag("script", Raw(SCRIPT))
+
+
+def figures(problem: Problem, schedules: Mapping[str, Iterable[str]]) -> list[Raw]:
+    """A table of what the schedules cost, how to read their pictures, and the pictures on one time scale."""
+    timings = {name: simulate(problem, rows) for name, rows in schedules.items()}
+    until, first = max(timing.makespan for timing in timings.values()), next(iter(timings.values()))
+    names = ("schedule", "makespan", "relative", "idle", "peak memory of a node")
+    lines = [tag("tr", *(tag("th", name, class_="number" if i else None) for i, name in enumerate(names)))]
+    for name, timing in timings.items():
+        cells = (f"{timing.makespan:g}", f"{timing.makespan / first.makespan:.1%}", f"{timing.bubble:.1%}",
+                 f"{timing.peak_memory:g}")  # fmt: skip
+        lines.append(tag("tr", tag("td", name), *(tag("td", cell, class_="number") for cell in cells)))
+    drawn = [tag("div", tag("table", *lines), class_="scroll"), tag("p", READING)]
+    for name, timing in timings.items():
+        drawn += [tag("h3", name), tag("figure", timeline(problem, timing, until=until))]
+    return drawn
+
+
 def draw(
     path: str | Path, problem: Problem, schedules: Mapping[str, Iterable[str]], *, title: str, lead: str = ""
 ) -> Path:
@@ -149,17 +179,8 @@ def draw(
             f"a picture goes to a .html file, or a single schedule to an .svg; got {path} for "
             f"{len(schedules)} schedules"
         )
-    timings = {name: simulate(problem, rows) for name, rows in schedules.items()}
-    until = max(timing.makespan for timing in timings.values())
-    drawn = {name: timeline(problem, timing, until=until) for name, timing in timings.items()}
     if path.suffix == ".svg":
-        return atomic_write(path, next(iter(drawn.values())))
-    body = [tag("h1", title), tag("p", lead, class_="lead")]
-    for name, timing in timings.items():
-        facts = (
-            f"makespan {timing.makespan:g}, idle {timing.bubble:.1%}, peak memory {timing.peak_memory:g}; "
-            "the share at the right is how long the node is busy"
-        )
-        body += [tag("h2", name), tag("figure", tag("figcaption", facts), drawn[name])]
-    wide = tag("style", Raw("main { max-width: 84rem; } p { max-width: none; }"))
-    return atomic_write(path, page(title, wide, *body, join(tag("script", Raw(SCRIPT)))))
+        [rows] = schedules.values()
+        return atomic_write(path, timeline(problem, simulate(problem, rows)))
+    body = [tag("h1", title), tag("p", lead, class_="lead"), *figures(problem, schedules), script()]
+    return atomic_write(path, page(title, WIDE, *body))
