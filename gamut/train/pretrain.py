@@ -1,0 +1,127 @@
+"""One cell of a pre-training grid: a language model of some shape, on so many tokens, measured on unseen text.
+
+Used by recipes/farseer.py and recipes/moe_vs_dense.py. N is counted without embedding, head, norms and routers, as both
+papers do.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from gamut.data.characters import VOCAB, Corpus
+from gamut.data.load import Batches
+from gamut.io.runs import Run
+from gamut.losses.balance import balance
+from gamut.losses.next_token import next_token
+from gamut.models.decoder import LMConfig
+from gamut.models.lm import LM
+from gamut.plan.rules import step_law
+from gamut.train.loop import fit
+from gamut.train.optim import Optim
+
+LENGTH = 128  # characters of a window
+MOST = 0.01  # peak learning rate: Step Law, far below the sizes it was made for, asks for more at times
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a run is asked for. ``unique``: different tokens, read again where ``tokens`` is more; 0: no token twice."""
+
+    config: LMConfig
+    tokens: float
+    seed: int = 0
+    unique: int = 0
+    balance: float = 0.0  # weight of the load balance loss
+    lr_scale: float = 1.0
+
+    @property
+    def parameters(self) -> int:
+        return sized(self.config)
+
+    @property
+    def rows(self) -> int:
+        """Windows of a batch, by Step Law; at least four."""
+        return max(4, round(step_law(self.parameters, self.tokens)[1] / LENGTH))
+
+    @property
+    def steps(self) -> int:
+        return max(1, int(self.tokens / (self.rows * LENGTH)))
+
+    @property
+    def lr(self) -> float:
+        return self.lr_scale * min(MOST, step_law(self.parameters, self.tokens)[0])
+
+
+def dense(width: int, layers: int, head_dim: int = 16) -> LMConfig:
+    """A decoder with N = 12 layers width^2, as near as whole channels allow."""
+    return LMConfig(
+        VOCAB, width, layers, width // head_dim, width // head_dim, head_dim, 8 * width // 3, rope_theta=1e4,
+        max_positions=LENGTH,
+    )  # fmt: skip
+
+
+def sized(config: LMConfig) -> int:
+    """Parameters of attention and feed-forwards."""
+    with torch.device("meta"):
+        model = LM(config)
+    left_out = ("embed", "head", "norm", "router", "shared_gate")
+    named = ((name.split("."), p.numel()) for name, p in model.named_parameters())
+    return sum(count for parts, count in named if not any(part.startswith(left_out) for part in parts))
+
+
+def measured_flops(config: LMConfig) -> float:
+    """FLOPs of one token in training, forward and backward: products counted on a batch as it runs, head included.
+
+    Attention is added by its formula, 12 x width x length x layers (arXiv 2506.12119, equation 3): torch does not count
+    it on a CPU.
+    """
+    model, ids = LM(config), torch.randint(VOCAB, (4, LENGTH), generator=torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter:
+        next_token(model(ids), ids)[0].backward()
+    found = counter.get_flop_counts()["Global"].items()
+    products = sum(count for operation, count in found if "attention" not in str(operation))
+    return products / ids.numel() + 12 * config.heads * config.head_dim * LENGTH * config.layers
+
+
+def train(
+    cell: Cell, corpus: Corpus, run: Run | None = None, stage: str = "train", said: Callable[[str], object] = print
+) -> dict[str, float]:
+    """Train the cell, and return ``loss`` (nats a character, held out) and what the run was: N, D, lr, steps, balance.
+
+    With ``run`` a finished stage is not trained again.
+    """
+    torch.manual_seed(cell.seed)
+    model, top_k = LM(cell.config), cell.config.moe.top_k if cell.config.moe else 0
+    rows, steps = cell.rows, cell.steps
+    loads: dict[str, float] = {}
+
+    def step(ids, phase: str):
+        routing: list[torch.Tensor] = []
+        loss, stats = next_token(model.head(model.hidden(ids, routing=routing)), ids)
+        if top_k:
+            even, more = balance(routing, top_k)
+            loads.update({name: float(value) for name, value in more.items()})
+            loads["balance"] = float(even.detach()) / top_k
+            return loss + cell.balance * even, stats
+        return loss, stats
+
+    data = Batches(lambda index: corpus.rows(index, rows, LENGTH, cell.seed, unique=cell.unique))
+    optim = Optim(lr=cell.lr, warmup=max(1, steps // 20), final=0.1)
+    done = fit(step, model, data, steps=steps, optim=optim, run=run, stage=stage, seed=cell.seed)
+    found = {"N": float(cell.parameters), "D": float(steps * rows * LENGTH), "loss": evaluate(model, corpus)}
+    said(f"{stage}: N {found['N']:,.0f}, D {found['D']:,.0f}, held-out loss {found['loss']:.4f}")
+    found |= {"lr": cell.lr, "batch": float(rows * LENGTH), "seconds": done.seconds, "seed": float(cell.seed)}
+    return found | loads
+
+
+@torch.no_grad()
+def evaluate(model: LM, corpus: Corpus, windows: int = 512) -> float:
+    """Nats a character on held-out windows."""
+    ids = corpus.check(windows, LENGTH)
+    model.eval()
+    losses = [float(next_token(model(part), part)[0]) for part in ids.split(64)]
+    return sum(losses) / len(losses)
+
+
