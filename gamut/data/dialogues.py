@@ -7,7 +7,7 @@ M mel bins
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -102,7 +102,7 @@ class Writer:
         for turn, mel in zip(dialogue.turns, mels, strict=True):
             self._given([human(turn, 0 if mel is None else mel.shape[-1])])
             thinks = turn is dialogue.turns[-1]  # the past holds no thoughts
-            self._answer(turn if thinks else Turn(**vars(turn) | {"thought": ""}), dialogue.tools)
+            self._answer(turn if thinks else replace(turn, thought=""), dialogue.tools)
         return self.ids, self.learn
 
     def _answer(self, turn: Turn, tools: bool) -> None:

@@ -11,6 +11,7 @@ import urllib.request
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gamut.generate.tools import Tool
 
@@ -37,7 +38,7 @@ class Index:
         """Places of the texts that share a word with the query, best first."""
         if not (wanted := words(query)):
             return []
-        found = self._index.retrieve([wanted], k=min(most, self.count), show_progress=False)
+        found: Any = self._index.retrieve([wanted], k=min(most, self.count), show_progress=False)
         return [int(i) for i, score in zip(found.documents[0], found.scores[0], strict=True) if score > 0]
 
 

@@ -57,7 +57,7 @@ class Running:
     def __init__(
         self,
         spec: Instance,
-        queue: Sequence[int],
+        queue: Sequence[int] | np.ndarray,
         lengths: np.ndarray,
         prompts: np.ndarray,
         begin: float = 0.0,
@@ -130,8 +130,8 @@ class Running:
 def generate(
     instances: Sequence[Instance],
     queues: Queues,
-    lengths: Sequence[float],
-    prompts: Sequence[float] | None = None,
+    lengths: Sequence[float] | np.ndarray,
+    prompts: Sequence[float] | np.ndarray | None = None,
     *,
     begin: float = 0.0,
     stop_at: int = 0,
@@ -189,7 +189,7 @@ class FusedStage:
 def fuse_inference(
     instances: Sequence[Instance],
     queues: Queues,
-    lengths: Sequence[float],
+    lengths: Sequence[float] | np.ndarray,
     inference: float,
     *,
     thresholds: Sequence[float] = tuple(np.arange(0.05, 0.951, 0.05)),

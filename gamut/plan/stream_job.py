@@ -10,6 +10,7 @@ prints every published cell beside the simulated one, and which of them were fit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,7 @@ class Job:
         token = self.flops * self.model.parameters / (gpus * self.trainer.flops * reached)
         return Trainer(token, self.launch, self.update)
 
-    def setup(self, mode: str, generators: int, trainers: int, **more: object) -> Setup:
+    def setup(self, mode: str, generators: int, trainers: int, **more: Any) -> Setup:
         """The simulator's input; ``colocated`` counts the same GPUs on both sides."""
         colocated = mode == "colocated"
         return Setup(
@@ -97,7 +98,7 @@ class Job:
             switch=self.exchange * self.model.parameters / 2,
             former=Former(4096.0 * trainers),  # tokens that fill the trainer: 4,096 a GPU (ours)
             **more,
-        )  # type: ignore[arg-type]
+        )
 
     def draw(self, iterations: int, seed: int) -> list[np.ndarray]:
         rng = np.random.default_rng(seed)

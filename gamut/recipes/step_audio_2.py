@@ -140,7 +140,7 @@ def learn_to_talk(cfg: Config, model: Omni, talks: Talks, origin: str, run: Run 
         losses = {name: next_token_from_hidden(x_BTD, model.lm.head.weight, batch.ids_BT, mask)[0]
                   for name, mask in masks.items() if mask.any()}  # fmt: skip
         stats = {name: loss.detach() for name, loss in losses.items()}
-        return sum(losses.values()), stats | {"tokens": batch.ids_BT.numel()}
+        return torch.stack(list(losses.values())).sum(), stats | {"tokens": batch.ids_BT.numel()}
 
     def stage(name: str, steps: int, batch: Callable[[int], TalkBatch], fixed: Sequence[str], **optim) -> None:
         groups = tuple(Group(f"{part}.*", 0) for part in fixed)

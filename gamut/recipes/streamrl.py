@@ -27,7 +27,7 @@ class Config:
     """Lengths are tokens, times are seconds."""
 
     model: str = "7b"  # paper 7b, 32b and 72b (Table 2); or SIZEb:LAYERS:HEADS:KV_HEADS:WIDTH
-    gpus: str = "32xH800"  # paper 32, 64 and 128 H800 (section 7.1); GENERATE+TRAIN for two pools
+    gpus: str = "32xH800"  # paper 32xH800, 64 and 128 (section 7.1); GENERATE+TRAIN for two pools
     lengths: str = "20k"  # paper 5k, 10k and 20k (Figure 7); or a CSV file
     batch: int = 1024  # paper 1024 (section 7.1); samples of an iteration
     prompt: float = 300.0  # paper Figure 7 left, its mean; tokens
