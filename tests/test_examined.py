@@ -12,10 +12,10 @@ from gamut.codecs.toolcall import ToolCall
 from gamut.data.conversations import Conversations, vocabulary
 from gamut.data.dialogues import Dialogue, Turn
 from gamut.data.orders import Orders, menu
-from gamut.data.scripts import SCRIPTS, World, choose_tool
+from gamut.data.scripts import SCRIPTS, World, choose_tool, mix
 from gamut.data.sources import Clip
 from gamut.data.spoken import RATE, Digits
-from gamut.evals.conversations import Played, converse, dialogues, library, ordered, scores, silenced, sounded
+from gamut.evals.conversations import Played, converse, dialogues, examine, library, ordered, scores, silenced, sounded
 from gamut.evals.judges import trust_speakers, who
 from gamut.generate.ar import generate
 from gamut.generate.speaker import Speaker
@@ -110,6 +110,14 @@ def _nth(learn: list[bool], place: int) -> int:
 def played(turn: Turn, text: str = "", call: tuple[str, dict] | None = None, tools: bool = False) -> Played:
     calls = [ToolCall(call[0], json.dumps(call[1]), "c")] if call else []
     return Played(Dialogue(turn.kind, "", [turn], tools=tools), turn, calls, [], text)
+
+
+def test_an_examination_names_noise_and_silence(speaker, world):
+    judges = DigitJudge().eval(), DigitJudge(DigitJudgeConfig(classes=2, names=NAMES)).eval()
+    voices, scripts = library(world.digits, NAMES), mix(who=1, calculator=1)
+    found, first = examine(speaker, *judges, world, voices, {}, each=1, scripts=scripts)
+    assert {"who/text", "who/text/10dB", "who/text/no_sound", "calculator/exact/10dB", "tools/choice"} <= set(found)
+    assert "who/text/constant/10dB" not in found and len(first) == 2
 
 
 def test_scores_by_hand():

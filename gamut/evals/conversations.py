@@ -18,8 +18,8 @@ from gamut.codecs.mel import hear, pad_mels
 from gamut.codecs.toolcall import ToolCall, parse_tool_calls
 from gamut.codecs.weave import Marks
 from gamut.data.dialogues import Dialogue, Turn, human, prefill
-from gamut.data.scripts import Script, World, describe
-from gamut.data.spoken import RATE, Digits
+from gamut.data.scripts import SCRIPTS, Script, World, describe
+from gamut.data.spoken import RATE, Digits, at_ratio
 from gamut.evals.judges import hear as judged
 from gamut.evals.judges import who
 from gamut.evals.metrics import error_rate
@@ -197,6 +197,34 @@ def scores(played: Sequence[Played], judge: DigitJudge, people: DigitJudge | Non
         out["voice/recognised/chance"] = 1 / len(people.config.names)
         out["voice/found"] = _share(one.results == list(one.turn.results) for one in some)
     return out | ordered(by_kind.get("order", []))
+
+
+def examine(
+    speaker: Speaker, judge: DigitJudge, people: DigitJudge | None, world: World, voices: Sequence[Voice],
+    menu: Mapping[str, Sequence[str]], *, each: int = 20, seed: int = 0, levels: Sequence[float] = (20.0, 10.0),
+    scripts: Sequence[Script] = SCRIPTS,
+) -> tuple[dict[str, float], list[Played]]:
+    """`scores` at several noise levels, and what was played at the first.
+
+    ``levels``: dB of the questions over white noise. Scores of the first carry their names alone, those of the others
+    end in ``/10dB`` and the like, those of the first questions without their sound in ``/no_sound``.
+    """
+    out: dict[str, float] = {}
+    first: list[Played] = []
+    asked: list[Dialogue] = []
+    for level in levels:
+        noisy = replace(world, vary=False, noise=lambda wav, rng, level=level: at_ratio(wav, level, rng))
+        asked = asked or dialogues(noisy, scripts, each, seed)
+        played = converse(speaker, asked if not first else dialogues(noisy, scripts, each, seed), voices, menu)
+        sounded(speaker, played)
+        ending = f"/{level:g}dB" if first else ""
+        out |= {name + ending: value for name, value in scores(played, judge, people).items()
+                if not ending or name.count("/") == 1}  # fmt: skip
+        first = first or played
+    silent = converse(speaker, [silenced(dialogue) for dialogue in asked], voices, menu)
+    sounded(speaker, silent)
+    found = scores(silent, judge, people)
+    return out | {f"{name}/no_sound": value for name, value in found.items() if name.count("/") == 1}, first
 
 
 def ordered(some: Sequence[Played]) -> dict[str, float]:
