@@ -23,7 +23,7 @@ SMALL = recipe.Config(levels=(3, 3), width=16, layers=1, flow_width=16, flow_lay
 @pytest.fixture
 def tones(monkeypatch) -> None:
     def digits(split: str, source: str = "auto") -> Speech:
-        made = clips()[:: 1 if split == "train" else 7]
+        made = clips()
         return Speech("digits", "tones", "made here", made.__getitem__, list(range(len(made))))
 
     monkeypatch.setattr(sources, "digits", digits)
