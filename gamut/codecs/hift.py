@@ -8,6 +8,7 @@ B batch · M mel bins · F mel frames · T samples · K values of a short spectr
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -125,13 +126,13 @@ class HiFT(Pretrained, nn.Module):
         window = hann(c.n_fft, source_BT.dtype, source_BT.device)
         spectrum = torch.stft(source_BT, c.n_fft, c.fft_hop, window=window, return_complex=True)
         spectrum_BKT = torch.cat([spectrum.real, spectrum.imag], 1)
-        x = self.pre(mel_BMF)
-        for i, blocks in enumerate(self.blocks):  # pyright: ignore[reportArgumentType]
+        x, stages = cast(Any, (self.pre(mel_BMF), self.blocks))
+        for i, blocks in enumerate(stages):
             x = self.ups[i](F.leaky_relu(x, c.slope))
             if i == len(self.ups) - 1:
                 x = F.pad(x, (1, 0), mode="reflect")  # a spectrum has a frame more than steps
             x = x + self.source_blocks[i](self.downs[i](spectrum_BKT))
-            x = sum(block(x) for block in blocks) / len(blocks)
+            x = cast(Tensor, sum(block(x) for block in blocks) / len(blocks))
         out = self.post(F.leaky_relu(x)).float()  # 0.01 here, as released
         half = c.n_fft // 2 + 1
         spectrum = torch.polar(out[:, :half].exp().clamp(max=100), out[:, half:].sin())
@@ -168,5 +169,5 @@ class HiFT(Pretrained, nn.Module):
         """
         return HiFTStream(
             self.decode_with_source, lambda frames, number: self.noise(batch, frames, number), self.config.hop,
-            self.pre.bias.new_zeros(batch, self.config.mels, 0), chunk, context,
+            self.pre.weight.new_zeros(batch, self.config.mels, 0), chunk, context,
         )  # fmt: skip

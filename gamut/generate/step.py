@@ -161,7 +161,7 @@ def _plain(model: Decoder) -> bool:
             linears += [mlp.gate, mlp.up, mlp.down]
         else:
             experts += mlp.experts.parameters()
-    weights = [getattr(m, "weight", None) for m in linears] + experts
+    weights: list[Any] = [getattr(m, "weight", None) for m in linears] + experts
     return (
         onednn()
         and all(type(m) in (nn.Linear, Linear, TiedHead) for m in linears)

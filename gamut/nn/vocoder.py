@@ -19,7 +19,7 @@ M = TypeVar("M", bound=nn.Module)
 
 def normed(conv: M, on: bool = True) -> M:
     """The convolution with its weight as length (axis 0) times direction, where ``on``."""
-    return weight_norm(conv) if on else conv
+    return weight_norm(conv) if on else conv  # pyright: ignore[reportReturnType]  (the same module)
 
 
 def fold(module: nn.Module) -> None:

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -170,7 +171,7 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
                lambda: train_speaker_judge(train, run, steps=cfg.judge_steps * 6 // 10, seed=cfg.seed))  # fmt: skip
     first = made(cfg.first_steps, "melcodec", lambda: train_first_form(cfg, train, run))
     tokenizer = made(cfg.tokenizer_steps, "tokenizer", lambda: learn_tokens(cfg, train, run))
-    shipped = gamut.load(WEIGHTS / "token2wav") if not (cfg.flow_steps and cfg.vocoder_steps) else None
+    shipped: Any = gamut.load(WEIGHTS / "token2wav") if not (cfg.flow_steps and cfg.vocoder_steps) else None
     flow = learn_flow(cfg, tokenizer, train, run) if cfg.flow_steps else shipped.flow
     hift = learn_sound(cfg, clips, run) if cfg.vocoder_steps else shipped.hift
     codec = Token2Wav(Token2WavConfig(flow.config, hift.config))
