@@ -5,12 +5,12 @@ what the paper prints (arXiv 2506.12119, Tables 9 to 17).
 """
 
 import csv
-import os
 from pathlib import Path
 from statistics import median
 
 from gamut.io.files import atomic_write
 from gamut.plan.budget import HEAD, Shape
+from gamut.plan.public import folder
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = ("N", "Na", "M", "C")
@@ -34,7 +34,7 @@ def counted(row: dict[str, str]) -> dict[str, float]:
 
 
 def main() -> None:
-    path = Path(os.environ["GAMUT_DATA"]) / "scaling" / "from_papers" / "moe_vs_dense_runs.csv"
+    path = folder() / "from_papers" / "moe_vs_dense_runs.csv"
     rows = list(csv.DictReader(path.open()))
     lines = [
         "# Mixtures and dense models: 80 published runs recounted", "",
