@@ -30,12 +30,12 @@ class Config:
     critic: str = "33B"  # paper 13B, 33B and 65B (Table 2); reward has the same size
     gpus: int = 256  # paper 256 (section 7.1)
     actor_stages: int = 16  # paper 8 and 16 (Table 3)
-    critic_stages: int = 8  # paper 4, 8 and 16 (Table 3)
+    critic_stages: int = 8  # paper 8, 4 and 16 (Table 3)
     tp: int = 8  # not found in the paper; ours, one machine
     batch: int = 512  # paper 512 (section 7.1); samples of an iteration
     mini_batch: int = 64  # paper 64 (section 7.1); samples of an update
     micro_batch: int = 1  # not found in the paper; ours
-    longest: int = 1024  # paper 512, 1024 and 2048 (section 7.1); tokens of the longest answer
+    longest: int = 1024  # paper 1024, 512 and 2048 (section 7.1); tokens of the longest answer
     prompt: int = 128  # not found in the paper; ours, tokens
     inference: float = 7.2  # paper 7.2 (Figure 8, this pair at 1024, read off); seconds, measured alone
     training: float = 20.0  # paper 20.0 (Figure 8, this pair at 1024, read off); seconds, one model after the other
