@@ -5,6 +5,7 @@ others. Within training (section 5): the pipelines of actor and critic run in op
 fill one another's gaps.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ def fused_problem(plan: Cluster) -> tuple[Fused, int]:
     held = [LLAMA[name][0] / stages * LLAMA[name][1] for name, stages in ((large, stages0), (small, stages1))]
     unit, weigh = min(cost) / 4, max(held) / 2
     times = [round(c / unit) for c in cost]
-    common = int(np.gcd(*times))
+    common = math.gcd(*times)
     return Fused(
         f"{large}/{small}",
         stages0,

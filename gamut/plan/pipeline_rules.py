@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -209,12 +210,12 @@ class Rules:
         tail = ways(self.problem)[1]
         self.tails = np.array([min(tail[i] for i in own.values()) for own in problem.by_letter], dtype=np.float64)
         self.one, self.two = states(self.problem), states(self.problem)
-        self.kept: tuple[np.ndarray, np.ndarray] | None = None
+        self.kept: Any = None  # (window, bias), once a schedule was found
         self.makespan = math.inf  # of what is kept
 
     def rows(self, cap: float, limit: float = math.inf) -> tuple[float, tuple[str, ...]]:
         """Makespan and rows of the rules kept; (-1, ()) if they lock."""
-        makespan = self._schedule(*self.kept, cap, limit)
+        makespan = self._schedule(self.kept[0], self.kept[1], cap, limit)
         if makespan < 0:
             return makespan, ()
         codes: list[list[int]] = [[] for _ in range(self.problem.nodes)]

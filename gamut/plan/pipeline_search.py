@@ -66,9 +66,9 @@ class Search:
             self.bound = math.ceil(self.bound)
         self.goal = float(self.bound if goal is None else goal)
         self.draw = np.random.default_rng(seed)
-        self.best: Found | None = None
+        self.best: Any = None  # Found, from the first offer on
         self.shortest: Found | None = None  # the first that was as short as the best
-        self.good: tuple[Any, tuple[np.ndarray, np.ndarray]] | None = None  # the rules of the best, and whose they are
+        self.good: tuple[Any, Any] | None = None  # the rules of the best, and whose they are
         self.table, self.buffers = kernels.tables(problem), (kernels.buffers(problem), kernels.buffers(problem))
         self.pairs = np.zeros((sum(problem.lengths), 2), np.int64)
         self.speed: dict[str, float] = {}
