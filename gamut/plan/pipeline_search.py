@@ -123,7 +123,8 @@ class Search:
         began = self.clock()
         cost = kernel(*args(steps, int(self.draw.integers(1 << 31))))
         spent = self.clock() - began
-        self.speed[name] = steps / spent if spent > SLICE / 4 else min(2 * known, FASTEST)  # it may have ended early
+        if spent > 0.02 * SLICE:  # less than that: it met its goal at once and says nothing of the speed
+            self.speed[name] = min(2 * known, steps / spent, FASTEST)
         return cost
 
     def anneal(self, cap: float, hot: float, slices: int = 2) -> None:
