@@ -27,7 +27,7 @@ def recipes() -> str:
             recipe = read(name)
             what = recipe.doc.partition("\n")[0].partition(": ")[2].rstrip(".")
             record = seen.get(name)
-            minutes, passed = (f"{record['minutes']:.0f}", f"{record['passed']} of ") if record else ("", "")
+            minutes, passed = (f"{max(1, record['minutes']):.0f}", f"{record['passed']} of ") if record else ("", "")
             cells = [link if name == paper.name else "the same", f"[{name}](gamut/recipes/{name}.py)", what]
             rows.append(f"| {' | '.join([*cells, minutes, passed + str(len(recipe.claims))])} |")
     return "\n".join(rows)

@@ -55,7 +55,7 @@ def _record(recipe: str, seen: dict[str, dict]) -> tuple[str, str]:
     claims = len(read(recipe).claims)
     if recipe not in seen:
         return "-", str(claims)
-    return f"{seen[recipe]['minutes']:.0f}", f"{seen[recipe]['passed']}/{claims}"
+    return f"{max(1, seen[recipe]['minutes']):.0f}", f"{seen[recipe]['passed']}/{claims}"
 
 
 def show(what: str, /) -> None:
