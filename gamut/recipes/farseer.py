@@ -65,8 +65,9 @@ def ladder(cfg: Config, run: Run | None) -> tuple[list[dict[str, float]], list[f
 
 def judged(rows: list[dict[str, float]]) -> tuple[dict[str, float], ScalingTable]:
     """Error of every law on the largest size, in percent, fitted without it."""
-    columns = {name: np.array([row[name] for row in rows]) for name in ("N", "D", "loss", "lr", "batch")}
-    table = ScalingTable(**columns, convention="non-embedding", unit="nats/token", name="tiny ladder")
+    N, D, loss, lr, batch = (np.array([row[name] for row in rows]) for name in ("N", "D", "loss", "lr", "batch"))
+    table = ScalingTable(N=N, D=D, loss=loss, lr=lr, batch=batch, convention="non-embedding", unit="nats/token",
+                         name="tiny ladder")  # fmt: skip
     largest = table.N == table.N.max()
     left, kept = table.take(~largest), table.take(largest)
     found = {}
