@@ -5,7 +5,7 @@ PYTHON ?= python3
 JOBS ?= 2
 # The demo starts from the shipped model that transcribes and reads aloud, and teaches it to answer spoken questions in
 # about eight minutes; `gamut run step_audio_2` learns everything from nothing, in four times that.
-DEMO := --init weights/step_audio_2_base --hear-steps 0 --align-steps 0 --main-steps 0 --sft-steps 2000
+DEMO := --init weights/step_audio_2_base --hear-steps 0 --align-steps 0 --main-steps 0 --sft-steps 1800
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
