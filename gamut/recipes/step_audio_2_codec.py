@@ -60,7 +60,7 @@ class Config:
     judge_steps: int = 2000  # ours; updates of the judge of digits, 6 in 10 as many of the judge of speakers
     first_steps: int = 2500  # ours; updates of the first form of the codec
     tokenizer_steps: int = 1000  # not found in the paper; ours
-    flow_steps: int = 2500  # not found in the paper; ours
+    flow_steps: int = 5000  # not found in the paper; ours
     vocoder_steps: int = 3000  # not found in the paper; ours, on spectra alone
     critic_steps: int = 400  # not found in the paper; ours, against critics at 1/8 of their width
     batch: int = 12  # not found in the paper; ours, strings of digits per update
