@@ -11,7 +11,6 @@ from gamut.plan.pipeline_fused import INSTANCES, PUBLISHED, Fused, greedy, lower
 
 SMALL = Fused("a/b", 4, 2, 4, 2, 2, 2, 1.0, 1.0)
 KEPT = Path(__file__).parent.parent / "benchmarks/results/fused_schedules.json"
-BEHIND = {3: 707}
 numba = pytest.importorskip("numba", reason="the search without numba is slow: pip install gamut[plan]")
 
 
@@ -145,4 +144,4 @@ def test_kept_schedules_are_as_short_as_published():
     """RLHFuse's Table 3, found with 768 cores; instance 9 is published at 613. Behind: searched for seconds only."""
     for entry in json.loads(KEPT.read_text())["instances"]:
         index = entry["id"]
-        assert entry["memory_best"]["makespan"] <= BEHIND.get(index, PUBLISHED[index][0])
+        assert entry["memory_best"]["makespan"] <= PUBLISHED[index][0]
