@@ -7,11 +7,9 @@ Decoding reads every weight once per token, so bytes decide; a prompt multiplies
 the time it takes to turn weights back into floats.
 """
 
-import argparse
-
 import torch
 
-from benchmarks.record import ratio, record
+from benchmarks.record import parser, ratio, record
 from gamut.generate.ar import generate
 from gamut.generate.sampling import Sampling
 from gamut.io.meta import meta
@@ -80,19 +78,15 @@ def kernels(pairs: int):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, nargs="*", default=[2, 1])
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--dry", action="store_true", help="print, write nothing")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--threads", type=int, nargs="*", default=[2, 1])
+    options.add_argument("--pairs", type=int, default=7)
+    args = options.parse_args()
     for threads in args.threads:
         torch.set_num_threads(threads)
         for theme in (kernels, models):
             for metric, values, facts in theme(args.pairs):
-                if args.dry:
-                    print(threads, metric, {k: round(v, 4) for k, v in values.items()}, flush=True)
-                else:
-                    record("int8", metric, values, **facts)
+                record("int8", metric, values, dry=args.dry, **facts)
 
 
 if __name__ == "__main__":

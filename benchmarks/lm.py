@@ -6,7 +6,6 @@
 The fixed case: Qwen2, 4 layers, width 256, 4 heads, 2 key/value heads, ffn 1024, vocabulary 8192, float32.
 """
 
-import argparse
 from dataclasses import asdict
 from functools import partial
 
@@ -15,7 +14,7 @@ import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
-from benchmarks.record import clock_name, ratio, record, seconds
+from benchmarks.record import clock_name, parser, peak, ratio, record, seconds
 from gamut.generate.ar import generate
 from gamut.generate.sampling import Sampling
 from gamut.generate.step import product
@@ -23,7 +22,6 @@ from gamut.io.folders import load_strict
 from gamut.io.keys import qwen
 from gamut.losses.next_token import next_token_from_hidden
 from gamut.models.lm import LM, LMConfig
-from gamut.nn.linear import linear
 from gamut.nn.moe import LaidOut, MoE
 
 VOCAB = 8192
@@ -126,9 +124,9 @@ def decode_many(pairs: int):
 def _floors(want: list[int]) -> dict[str, float]:
     """Of our side, whose batch shrinks as rows end, and of transformers', whose rows all run to the end."""
     least = floor(sum(want) * GFLOP)
-    peak, speed, steps = least["peak_gflops"], least["read_gb_s"], range(max(want))
-    ours = sum(max(sum(n > t for n in want) * GFLOP / peak, READ / speed) for t in steps)
-    theirs = len(steps) * max(len(want) * GFLOP / peak, READ / speed)
+    best, speed, steps = least["peak_gflops"], least["read_gb_s"], range(max(want))
+    ours = sum(max(sum(n > t for n in want) * GFLOP / best, READ / speed) for t in steps)
+    theirs = len(steps) * max(len(want) * GFLOP / best, READ / speed)
     return least | {"floor_s": round(ours, 4), "floor_slow_s": round(theirs, 4)}
 
 
@@ -182,11 +180,10 @@ def _backward(block, grad) -> None:
 def floor(gflop: float, read_gb: float = 0.0) -> dict[str, float]:
     """The least seconds that so many operations, or reading so many GB of weights, take here: measured now."""
     x, weight = torch.randn(1, 256), torch.randn(256, 24 << 10)  # 24 MB, as much as the model
-    square, row = torch.randn(2048, 2048), weight.numel() * 4e-9
-    peak = max(2 * 2.048**3 / seconds(lambda: linear(square, square)) for _ in range(4))
+    best, row = peak() / 1e9, weight.numel() * 4e-9
     speed = max(row / seconds(lambda: torch.mm(x, weight)) for _ in range(8))
-    least = max(gflop / peak, read_gb / speed)
-    return {"gflop": round(gflop, 3), "peak_gflops": round(peak, 1), "read_gb": round(read_gb, 4),
+    least = max(gflop / best, read_gb / speed)
+    return {"gflop": round(gflop, 3), "peak_gflops": round(best, 1), "read_gb": round(read_gb, 4),
             "read_gb_s": round(speed, 1), "floor_s": round(least, 6)}  # fmt: skip
 
 
@@ -198,20 +195,16 @@ THEMES = {"training": training, "decode": decode, "decode_many": decode_many, "m
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=THEMES, nargs="*", default=list(THEMES))
-    parser.add_argument("--threads", type=int, nargs="*", default=[2, 1])
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--dry", action="store_true", help="print, write nothing")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--only", choices=THEMES, nargs="*", default=list(THEMES))
+    options.add_argument("--threads", type=int, nargs="*", default=[2, 1])
+    options.add_argument("--pairs", type=int, default=7)
+    args = options.parse_args()
     for threads in args.threads:
         torch.set_num_threads(threads)
         for theme in args.only:
             for metric, values, facts in THEMES[theme](args.pairs):
-                if args.dry:
-                    print(threads, metric, {k: round(v, 4) for k, v in values.items()}, facts, flush=True)
-                else:
-                    record("lm", metric, values, clock=clock_name(), **facts)
+                record("lm", metric, values, dry=args.dry, clock=clock_name(), **facts)
 
 
 if __name__ == "__main__":

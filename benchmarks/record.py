@@ -4,6 +4,7 @@ A ratio taken pair by pair in one process survives a busy machine; seconds do no
 process's own CPU time, so that being pushed aside by others in the middle of a call does not count either.
 """
 
+import argparse
 import datetime
 import json
 import re
@@ -15,6 +16,7 @@ from statistics import median
 import torch
 
 from gamut.io.env import environment
+from gamut.nn.linear import linear
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -47,12 +49,32 @@ def ratio(slow: Callable[[], object], fast: Callable[[], object], pairs: int = 7
     }  # fmt: skip
 
 
-def record(theme: str, metric: str, values: dict[str, float], **facts) -> dict:
-    """Append one line to results/<theme>_<hardware>_<yyyymm>.jsonl and print it.
+def peak() -> float:
+    """Floating-point operations per second of a large fp32 product, measured now: the best of four."""
+    square = torch.randn(2048, 2048)
+    return max(2 * 2048**3 / seconds(lambda: linear(square, square)) for _ in range(4))
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The command line of a benchmark, described by its module's docstring; all know ``--dry``."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--dry", action="store_true", help="print, write nothing")
+    return made
+
+
+def record(theme: str, metric: str, values: dict[str, float], *, dry: bool = False, **facts) -> None:
+    """Print a result and append it as one line to results/<theme>_<hardware>_<yyyymm>.jsonl (``dry``: print it whole).
 
     Raises:
         ValueError: the commit is not known: a number without its code is worth nothing.
     """
+    verdict = "no difference measured: the range contains 1" if values["low"] < 1 < values["high"] else ""
+    print(f"{metric}: {values['ratio']:.2f} ({values['low']:.2f} .. {values['high']:.2f}), "
+          f"{values['fast_s'] * 1e3:.1f} ms against {values['slow_s'] * 1e3:.1f}, "
+          f"{torch.get_num_threads()} threads {verdict}", flush=True)  # fmt: skip
+    if dry:
+        print(f"  {({name: round(value, 5) for name, value in values.items()})} {facts or ''}", flush=True)
+        return
     env, today = environment(), datetime.date.today()
     if not re.match(r"[0-9a-f]{12}", env["commit"]):
         raise ValueError(f"results need a commit, got {env['commit']!r}; run from a git checkout with git installed")
@@ -64,8 +86,3 @@ def record(theme: str, metric: str, values: dict[str, float], **facts) -> dict:
     RESULTS.mkdir(exist_ok=True)
     with open(RESULTS / f"{theme}_{slug}_{today:%Y%m}.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
-    verdict = "no difference measured: the range contains 1" if values["low"] < 1 < values["high"] else ""
-    print(f"{metric}: {values['ratio']:.2f} ({values['low']:.2f} .. {values['high']:.2f}), "
-          f"{values['fast_s'] * 1e3:.1f} ms against {values['slow_s'] * 1e3:.1f}, "
-          f"{line['threads']} threads {verdict}", flush=True)  # fmt: skip
-    return line

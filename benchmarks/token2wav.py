@@ -5,19 +5,17 @@
 
 Seconds of computation per second of sound (rtf) in the middle of a stream, and until the first sound leaves once its
 tokens are there (latency; reading the voice's prompt of 2 s apart), by chunk, steps of the solver, streams in one
-batch, and precision of the flow. Thread time with one thread, so a busy machine slows it little; the prompt's keys are
+batch, and precision of the flow. CPU time with one thread, so a busy machine slows it little; the prompt's keys are
 there. Beside it the floor: all multiply-adds at the rate of a large fp32 matrix product measured between the runs.
 """
 
-import argparse
 from statistics import median
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import gamut.nn.linear
-from benchmarks.record import record
-from benchmarks.vocoder import cpu_seconds, matrix_rate
+from benchmarks.record import parser, peak, record, seconds
 from gamut.codecs.flow import Voice
 from gamut.codecs.token2wav import Token2Wav, decode_together
 
@@ -47,12 +45,12 @@ def measured(codec: Token2Wav, chunk: int, steps: int, streams: int, pieces: int
     """Times of a call that makes one piece of every stream; ``ratio`` is that of the middle pieces to their floor."""
     voice = Voice(tokens(codec, PROMPT)[0], torch.randn(80, 2 * PROMPT) - 5, torch.randn(192))
     reading = []
-    begun = cpu_seconds(lambda: reading.append(codec.read(voice, steps=steps)))
+    begun = seconds(lambda: reading.append(codec.read(voice, steps=steps)))
     rows = [codec.open(1, chunk, reading[0]) for _ in range(streams)]
 
     def piece(count: int) -> float:
         given = [tokens(codec, count) for _ in rows]
-        return cpu_seconds(lambda: decode_together(rows, given))
+        return seconds(lambda: decode_together(rows, given))
 
     first = piece(chunk + codec.config.flow.ahead)
     piece(chunk)
@@ -62,7 +60,7 @@ def measured(codec: Token2Wav, chunk: int, steps: int, streams: int, pieces: int
         piece(chunk)
     gamut.nn.linear.SMALLEST = usual
     sound, flop = chunk * codec.stride[0] / codec.rate * streams, counter.get_total_flops()
-    floor = flop / matrix_rate()
+    floor = flop / peak()
     return {
         "ratio": median(times) / floor, "low": times[0] / floor, "high": times[-1] / floor, "slow_s": median(times),
         "fast_s": floor, "rtf": median(times) / sound, "floor_rtf": floor / sound, "latency_s": first,
@@ -71,10 +69,9 @@ def measured(codec: Token2Wav, chunk: int, steps: int, streams: int, pieces: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pieces", type=int, default=3, help="in the middle of the stream")
-    parser.add_argument("--dry", action="store_true", help="print, write nothing")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--pieces", type=int, default=3, help="in the middle of the stream")
+    args = options.parse_args()
     torch.set_num_threads(1)
     codec = released()
     for chunk, steps, streams, dtype in CASES:
@@ -82,9 +79,7 @@ def main() -> None:
         values = measured(codec, chunk, steps, streams, args.pieces)
         kind = str(dtype).removeprefix("torch.")
         metric = f"token2wav, chunk {chunk}, {steps} steps, {streams} stream{'s' * (streams > 1)}, {kind}, time / floor"
-        print(metric, {name: round(value, 3) for name, value in values.items()}, flush=True)
-        if not args.dry:
-            record("token2wav", metric, values)
+        record("token2wav", metric, values, dry=args.dry)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ The bare step runs inside the function that makes batches, so the two alternate 
 that of the thread, which other programs on the machine do not enter.
 """
 
-import argparse
 import tempfile
 import time
 from statistics import median, quantiles
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from benchmarks.record import record
+from benchmarks.record import parser, record
 from gamut.data.load import Batches
 from gamut.io.runs import Run
 from gamut.train.loop import Quiet, fit
@@ -77,9 +76,7 @@ def compare(width: int, rows: int, steps: int, run: Run | None) -> dict[str, flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry", action="store_true", help="write nothing")
-    arguments = parser.parse_args()
+    args = parser(__doc__).parse_args()
     torch.set_num_threads(1)
     for logged in (False, True):
         for width, rows in ((16, 256), (128, 512), (256, 512)):
@@ -89,9 +86,7 @@ def main() -> None:
                 if run is not None:
                     run.close()
             metric = f"fit / bare loop, width {width}{', logging to a run folder' if logged else ''}"
-            print(metric, {name: round(value, 6) for name, value in values.items()}, flush=True)
-            if not arguments.dry:
-                record("train_loop", metric, values, case=f"6 blocks, {rows} rows, AdamW, clip, 400 steps")
+            record("train_loop", metric, values, dry=args.dry, case=f"6 blocks, {rows} rows, AdamW, clip, 400 steps")
 
 
 if __name__ == "__main__":
