@@ -12,7 +12,7 @@ from gamut.codecs.flow import FlowConfig, Voice
 from gamut.codecs.hift import HiFTConfig
 from gamut.codecs.s3_tokenizer import S3Config, S3Tokenizer
 from gamut.codecs.token2wav import Token2Wav, Token2WavConfig, decode_together, read_voices
-from gamut.generate.voice import read_voice, voice_of
+from gamut.generate.voice import SpeechCodec
 from gamut.io.convert import convert
 from gamut.io.keys import flow as flow_keys
 from gamut.io.keys import hift as hift_keys
@@ -186,21 +186,27 @@ def test_a_voice_out_of_a_recording(tmp_path):
     tokenizer = S3Tokenizer(S3Config(width=16, layers=1, heads=2, ffn=16, levels=(3, 3, 3))).eval()
     speaker = SpeakerNet(SpeakerNetConfig(embedding=6, head=4, width=8, growth=4, layers=(2,), dilations=(1,))).eval()
     wav = torch.randn(16000) * 0.1
-    spoken = voice_of(CODEC, wav, 8000, tokenizer, speaker)
+    codec = SpeechCodec(tokenizer, CODEC, speaker)
+    spoken = codec.voice_of(wav, 8000)
     assert spoken.ids_N.shape == (50,) and spoken.mel_MT.shape == (8, 100) and spoken.speaker_S.shape == (6,)
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    given = read_voice(CODEC, tmp_path, wav, 8000, torch.ones(6))
-    assert torch.equal(given.ids_N, spoken.ids_N) and given.speaker_S.tolist() == [1] * 6
-    assert CODEC.decode(ids(4)[None], spoken).shape == (1, 3840)
-    with pytest.raises(ValueError, match=r"has no speaker; convert a token2wav folder with its \.onnx files"):
-        read_voice(CODEC, tmp_path, wav, 8000)
+    assert codec.decode(ids(4)[None], spoken).shape == (1, 3840) and codec.voices is CODEC.voices
     with pytest.raises(ValueError, match=r"at least 0\.5 s, got 0\.25 s"):
-        voice_of(CODEC, wav[:2000], 8000, tokenizer, speaker)
+        codec.voice_of(wav[:2000], 8000)
+    again = SpeechCodec.from_pretrained(codec.save_pretrained(tmp_path / "codec"))
+    assert torch.equal(again.voice_of(wav, 8000).speaker_S, spoken.speaker_S)
+    lone = SpeechCodec(tokenizer, CODEC)
+    given = lone.voice_of(wav, 8000, torch.ones(6))
+    assert torch.equal(given.ids_N, spoken.ids_N) and given.speaker_S.tolist() == [1] * 6
     with pytest.raises(ValueError, match="speaker vectors of 6 numbers, got 5"):
-        voice_of(CODEC, wav, 8000, tokenizer, torch.ones(5))
+        lone.voice_of(wav, 8000, torch.ones(5))
+    with pytest.raises(ValueError, match=r"speaker vectors of 6 numbers and has no speaker network; gamut convert"):
+        lone.voice_of(wav, 8000)
+    CODEC.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"has no tokenizer; convert a token2wav folder with its \.onnx files"):
+        SpeechCodec.from_pretrained(tmp_path / "bare")
     big = S3Tokenizer(S3Config(width=16, layers=1, heads=2, ffn=16, levels=(3,) * 4))
     with pytest.raises(ValueError, match="the tokenizer has 81 tokens, the flow knows 50"):
-        voice_of(CODEC, wav, 8000, big, speaker)
+        SpeechCodec(big, CODEC)
 
 
 def test_what_is_missing_is_named(tmp_path):

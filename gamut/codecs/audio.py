@@ -46,7 +46,7 @@ class MelCodec(Pretrained, nn.Module):
         super().__init__()
         self.config = config
         width, patch, dims = config.width, config.patch, len(config.levels)
-        self.quantise = FSQ(config.levels)
+        self.quantise, self.rate = FSQ(config.levels), config.rate
         self.stride, self.channels, self.vocab, self.causal = (config.hop * patch,), 1, self.quantise.vocab, False
 
         def blocks() -> list[nn.Module]:

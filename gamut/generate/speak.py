@@ -240,14 +240,16 @@ def respond(
     yield Done(added, finish)
 
 
-HEARD = 2.0  # seconds of a clip that the model hears of a voice it found; ours
+HEARD = 1.0  # seconds of a clip that the model hears of a voice it found; ours
 
 
-def heard(codec: Any, found: Found) -> tuple[list[int], None]:
-    """The codes of the first two seconds of a clip, at the loudness codecs are trained at; no voice of its own."""
-    rate = codec.config.rate
-    wav = levelled(resample(torch.as_tensor(found.wav)[: int(HEARD * found.rate)], found.rate, rate))
-    return codec.encode(wav[None])[0].tolist(), None
+def heard(codec: Any, found: Found) -> tuple[list[int], Any]:
+    """The codes of the first second of a clip, at the loudness codecs are trained at; and its voice, if the codec can
+    take it on (None: it speaks as usual)."""
+    wav, rate = torch.as_tensor(found.wav), getattr(codec, "hears", codec.rate)
+    sound = levelled(resample(wav[: int(HEARD * found.rate)], found.rate, rate))
+    takes_on = getattr(codec, "voice_of", None)
+    return codec.encode(sound[None])[0].tolist(), takes_on(levelled(wav), found.rate) if takes_on else None
 
 
 def with_sound(message: dict[str, Any], audio_ids: Sequence[int]) -> dict[str, Any]:

@@ -1,63 +1,127 @@
-"""A new voice for Token2Wav out of a recording: its tokens, its mel, and who speaks.
+"""How a model hears and speaks in tokens: a tokenizer, the way back to sound, and voices out of recordings.
 
-T samples · S channels of a speaker
+    codec = SpeechCodec.from_pretrained(folder)
+    codes = codec.encode(wav_BT)                               # sound at codec.hears Hz
+    wav = codec.decode(codes, voice=codec.voice_of(clip, rate))  # at codec.rate Hz, in the voice of the clip
+
+B batch · N tokens · T samples · S channels of a speaker
 Source: fact sheet step_audio_2 §6.1.
 """
 
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gamut.codecs.fbank import fbank
 from gamut.codecs.flow import Voice
+from gamut.codecs.mel import WHISPER_RATE
 from gamut.codecs.s3_tokenizer import S3Tokenizer
-from gamut.codecs.token2wav import Token2Wav
+from gamut.codecs.timbre import timbre
+from gamut.codecs.token2wav import Token2Wav, WavStream
+from gamut.io.files import atomic_dir
 from gamut.io.media import resample
 from gamut.models.speaker import SpeakerNet
 
-HEARD = 16000  # Hz, of what the tokenizer and the speaker network hear
 SHORTEST = 0.5  # s; ours
+TOKENIZER, SPEAKER = "tokenizer", "speaker"  # folders inside a converted token2wav folder
 
 
-@torch.no_grad()
-def voice_of(
-    codec: Token2Wav, wav_T: Float[Tensor, " T"], rate: int, tokenizer: S3Tokenizer,
-    speaker: SpeakerNet | Float[Tensor, " S"],
-) -> Voice:
-    """The voice of a recording at ``rate`` Hz.
+@dataclass(frozen=True)
+class SpeechCodec:
+    """Sound to tokens and back. ``network`` tells speakers apart; without one a voice is its long-term spectrum, as
+    far as the flow was trained on that, or a vector made elsewhere."""
 
-    Args:
-        speaker: a network, or a vector made elsewhere.
-    Raises:
-        ValueError: a recording of less than half a second, a tokenizer or a vector that does not fit the flow.
-    """
-    flow = codec.config.flow
-    if len(wav_T) < SHORTEST * rate:
-        raise ValueError(f"a voice needs a recording of at least {SHORTEST} s, got {len(wav_T) / rate:.2f} s")
-    if tokenizer.vocab > flow.vocab:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab} tokens, the flow knows {flow.vocab}; take both from one "
-                         f"release")  # fmt: skip
-    heard = resample(wav_T, rate, HEARD)
-    vector = speaker if isinstance(speaker, Tensor) else speaker(fbank(heard, centred=True)[None])[0]
-    if len(vector) != flow.speaker:
-        raise ValueError(f"this flow takes speaker vectors of {flow.speaker} numbers, got {len(vector)}")
-    return codec.voice(tokenizer.encode(heard[None])[0], resample(wav_T, rate, codec.rate), vector)
+    tokenizer: S3Tokenizer
+    wave: Token2Wav
+    network: SpeakerNet | None = None
 
+    def __post_init__(self):
+        if self.tokenizer.vocab > self.wave.vocab:
+            raise ValueError(f"the tokenizer has {self.tokenizer.vocab} tokens, the flow knows {self.wave.vocab}; take "
+                             f"both from one release")  # fmt: skip
 
-def read_voice(
-    codec: Token2Wav, folder: str | Path, wav_T: Float[Tensor, " T"], rate: int,
-    vector: Float[Tensor, " S"] | None = None,
-) -> Voice:
-    """``voice_of`` with the networks of a converted token2wav folder; ``vector`` stands for its speaker network.
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "SpeechCodec":
+        """From a folder that ``save_pretrained`` or ``gamut convert`` (of a token2wav folder) wrote.
 
-    Raises:
-        ValueError: a network that the folder does not have, with the way to get it.
-    """
-    folder, needed = Path(folder), ["tokenizer"] if vector is not None else ["tokenizer", "speaker"]
-    if missing := [name for name in needed if not (folder / name).is_dir()]:
-        raise ValueError(f"'{folder}' has no {' and no '.join(missing)}; convert a token2wav folder with its .onnx "
-                         f"files, or one alone: gamut convert FILE.onnx {folder / missing[0]}")
-    speaker = SpeakerNet.from_pretrained(folder / "speaker") if vector is None else vector
-    return voice_of(codec, wav_T, rate, S3Tokenizer.from_pretrained(folder / "tokenizer"), speaker)
+        Raises:
+            ValueError: a folder without a tokenizer, with the way to get it.
+        """
+        path = Path(path)
+        wave = Token2Wav.from_pretrained(path)
+        if not (path / TOKENIZER).is_dir():
+            raise ValueError(f"'{path}' has no {TOKENIZER}; convert a token2wav folder with its .onnx files, or one "
+                             f"alone: gamut convert FILE.onnx {path / TOKENIZER}")  # fmt: skip
+        network = SpeakerNet.from_pretrained(path / SPEAKER) if (path / SPEAKER).is_dir() else None
+        return cls(S3Tokenizer.from_pretrained(path / TOKENIZER).eval(), wave.eval(), network)
+
+    def save_pretrained(self, path: str | Path, card: str = "") -> Path:
+        """The folder that ``from_pretrained`` reads."""
+        with atomic_dir(path) as part:
+            self.tokenizer.save_pretrained(part / TOKENIZER, card=card)
+            if self.network is not None:
+                self.network.save_pretrained(part / SPEAKER, card=card)
+            for file in self.wave.save_pretrained(part / "wave", card=card).iterdir():
+                file.rename(part / file.name)
+            (part / "wave").rmdir()
+        return Path(path)
+
+    @property
+    def vocab(self) -> int:
+        return self.wave.vocab
+
+    @property
+    def voices(self) -> dict[str, Voice]:
+        """Those that came with it, by name; the first is the usual one."""
+        return self.wave.voices
+
+    @property
+    def hears(self) -> int:
+        """Hz of what ``encode`` takes."""
+        return WHISPER_RATE
+
+    @property
+    def rate(self) -> int:
+        """Hz of what ``decode`` gives."""
+        return self.wave.rate
+
+    def encode(self, signal: Float[Tensor, "B T"]) -> Int[Tensor, "B N"]:
+        return self.tokenizer.encode(signal)
+
+    def decode(self, latent: Int[Tensor, "B N"], voice: Voice | None = None) -> Float[Tensor, "B T"]:
+        return self.wave.decode(latent, voice)
+
+    def streaming(self, batch: int = 1, voice: Voice | None = None) -> AbstractContextManager[WavStream]:
+        return self.wave.streaming(batch, voice=voice)
+
+    @torch.no_grad()
+    def voice_of(self, wav_T: Float[Tensor, " T"], rate: int, vector: Float[Tensor, " S"] | None = None) -> Voice:
+        """The voice of a recording at ``rate`` Hz; ``vector`` stands for what a network would say of the speaker.
+
+        Raises:
+            ValueError: a recording of less than half a second, a vector that does not fit the flow, or no way to one.
+        """
+        flow = self.wave.config.flow
+        if len(wav_T) < SHORTEST * rate:
+            raise ValueError(f"a voice needs a recording of at least {SHORTEST} s, got {len(wav_T) / rate:.2f} s")
+        sound = resample(wav_T, rate, self.rate)
+        if vector is None and self.network is None:
+            return self._timbre(sound)
+        heard = resample(wav_T, rate, self.hears)
+        if vector is None:
+            vector = self.network(fbank(heard, centred=True)[None])[0]
+        if len(vector) != flow.speaker:
+            raise ValueError(f"this flow takes speaker vectors of {flow.speaker} numbers, got {len(vector)}")
+        return self.wave.voice(self.encode(heard[None])[0], sound, vector)
+
+    def _timbre(self, sound: Float[Tensor, " T"]) -> Voice:
+        vector = timbre(self.wave.hift.encode(sound[None]))[0]
+        if len(vector) != self.wave.config.flow.speaker:
+            raise ValueError(f"this codec was trained with speaker vectors of {self.wave.config.flow.speaker} numbers "
+                             f"and has no {SPEAKER} network; gamut convert campplus.onnx FOLDER/{SPEAKER}, or pass "
+                             f"vector=…")  # fmt: skip
+        return Voice.of(vector)
