@@ -1,5 +1,7 @@
 """Tiny ladders of language models: text once only, shapes counted as the papers do, runs that are not trained twice."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from gamut.data.characters import Corpus, encode, read
 from gamut.io.runs import Run
 from gamut.models.decoder import LMConfig, MoEConfig
 from gamut.recipes import farseer
-from gamut.train.pretrain import LENGTH, Cell, dense, measured_flops, sized, train
+from gamut.train.pretrain import LENGTH, Cell, dense, measured_flops, sized, train, train_all
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,23 @@ def test_a_cell_learns_and_is_not_trained_again(tmp_path, corpus):
     again = train(cell, corpus, run, "cell")
     assert first["loss"] == again["loss"] < 2.5 and first["D"] == cell.steps * cell.rows * LENGTH
     assert train(Cell(cell.config, 30_000, seed=1), corpus)["loss"] != first["loss"]
+
+
+def test_a_recorded_run_is_not_made_again(tmp_path, corpus):
+    """Its line is read back as it was; another seed, or another text, is another run. The seconds left reach none."""
+    cells, record, said = (
+        [Cell(dense(16, 1), d, s) for d, s in ((4096, 0), (8192, 0), (4096, 1))],
+        tmp_path / "r.jsonl",
+        [],
+    )
+    first = train_all(cells[:2], corpus, None, record, said.append)
+    assert [json.loads(line)["D"] for line in record.read_text().splitlines()] == [row["D"] for row in first]
+    assert said[0].startswith("2 runs on words; 0 are done") and said[-1].endswith("0 s left")
+    again = train_all(cells, corpus, None, record, said.append)
+    assert [row["loss"] for row in again[:2]] == [row["loss"] for row in first] and len(said) == 5
+    assert again[2]["loss"] != first[0]["loss"]
+    train_all(cells[:1], Corpus(corpus.train, corpus.held_out, "other"), None, record, said.append)
+    assert len(record.read_text().splitlines()) == 4
 
 
 def test_the_ladder_is_judged_on_a_size_that_it_has_not_seen():

@@ -1,7 +1,8 @@
 """Farseer (arXiv 2506.10972): a scaling law fitted on a real ladder of tiny models, and what it says of larger ones.
 
-    gamut run farseer                      # five sizes x six token counts; an hour on two idle cores, resumable
+    gamut run farseer                      # five sizes x six token counts; an hour on an idle core, resumable
     gamut run farseer --text my_texts      # a folder of .txt files
+    gamut run farseer --record runs.jsonl  # appends every finished run to a file, and makes none again that it holds
 
 The paper trains about 1,000 models, of which 337 runs of 0.2 to 6.4 B parameters make the grid (Table 4), and fits
 L(N, D) with the exponent of D a function of N. Here the same grid, N and D growing by constant factors, stands four
@@ -9,8 +10,9 @@ orders of magnitude below: at most one epoch, learning rate and batch by Step La
 and judged on the largest, which it has not seen. It shows the machinery and its error bars, not the paper's constants.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from gamut.io.runs import Run
 from gamut.plan.holdout import percent
 from gamut.plan.pictures import Dots
 from gamut.plan.scaling import ScalingTable, fit
-from gamut.train.pretrain import Cell, dense, train
+from gamut.train.pretrain import Cell, dense, train_all
 
 LAWS = ("chinchilla", "kappa", "farseer", "auto")
 
@@ -37,6 +39,7 @@ class Config:
     lr_scale: float = 1.0  # paper: Step Law; times its rate
     noise_seeds: int = 3  # ours; runs of one cell, for the noise
     text: str = "auto"  # not found in the paper: its corpus; ours, a folder, or auto: books, or Python's own library
+    record: str = ""  # ours; a .jsonl file of finished runs, kept between runs of the recipe; empty: in the run folder
     seed: int = 0  # ours
 
 
@@ -53,14 +56,13 @@ def cells(cfg: Config) -> list[Cell]:
 
 def ladder(cfg: Config, run: Run | None) -> tuple[list[dict[str, float]], list[float], str]:
     """(a row for every cell, losses of one cell with several seeds, where the text is from)."""
-    corpus = read(cfg.text)
-    rows = [train(cell, corpus, run, f"n{cell.parameters}-d{int(cell.tokens)}") for cell in cells(cfg)]
-    first = cells(cfg)[len(rows) // 2]
-    losses = []
-    for seed in range(cfg.seed, cfg.seed + cfg.noise_seeds):
-        again = Cell(first.config, first.tokens, seed, lr_scale=cfg.lr_scale)
-        losses.append(train(again, corpus, run, f"noise-{seed}")["loss"])
-    return rows, losses, corpus.origin
+    corpus, grid = read(cfg.text), cells(cfg)
+    middle = grid[len(grid) // 2]
+    again = [replace(middle, seed=seed) for seed in range(cfg.seed + 1, cfg.seed + cfg.noise_seeds)]
+    record = Path(cfg.record) if cfg.record else run.path / "ladder.jsonl" if run else None
+    rows = train_all(grid + again, corpus, run, record)
+    noise = [row["loss"] for row in [rows[len(grid) // 2], *rows[len(grid) :]]]
+    return rows[: len(grid)], noise, corpus.origin
 
 
 def judged(rows: list[dict[str, float]]) -> tuple[dict[str, float], ScalingTable]:

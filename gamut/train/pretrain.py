@@ -1,17 +1,22 @@
-"""One cell of a pre-training grid: a language model of some shape, on so many tokens, measured on unseen text.
+"""Cells of a pre-training grid: a language model of some shape, on so many tokens, measured on unseen text.
 
 Used by recipes/farseer.py and recipes/moe_vs_dense.py. N is counted without embedding, head, norms and routers, as both
 papers do.
 """
 
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gamut.data.characters import VOCAB, Corpus
 from gamut.data.load import Batches
+from gamut.io.env import environment
+from gamut.io.progress import clock
 from gamut.io.runs import Run
 from gamut.losses.balance import balance
 from gamut.losses.next_token import next_token
@@ -52,6 +57,17 @@ class Cell:
     @property
     def lr(self) -> float:
         return self.lr_scale * min(MOST, step_law(self.parameters, self.tokens)[0])
+
+    def facts(self) -> dict[str, float]:
+        """What tells it from the other runs of a grid."""
+        shape = {"N": float(self.parameters), "D": float(self.steps * self.rows * LENGTH)}
+        return shape | {"width": self.config.width, "layers": self.config.layers, "lr": self.lr,
+                        "batch": float(self.rows * LENGTH), "seed": self.seed, "unique": self.unique}  # fmt: skip
+
+    def work(self) -> float:
+        """Roughly the seconds it takes on one core: 25 GFLOP/s, and 12 ms an update for everything else."""
+        each = 6 * self.parameters + 6 * self.config.width * (VOCAB + 2 * LENGTH * self.config.layers)
+        return self.steps * (0.012 + self.rows * LENGTH * each / 25e9)
 
 
 def dense(width: int, layers: int, head_dim: int = 16) -> LMConfig:
@@ -110,10 +126,50 @@ def train(
     data = Batches(lambda index: corpus.rows(index, rows, LENGTH, cell.seed, unique=cell.unique))
     optim = Optim(lr=cell.lr, warmup=max(1, steps // 20), final=0.1)
     done = fit(step, model, data, steps=steps, optim=optim, run=run, stage=stage, seed=cell.seed)
-    found = {"N": float(cell.parameters), "D": float(steps * rows * LENGTH), "loss": evaluate(model, corpus)}
+    found = cell.facts() | {"loss": evaluate(model, corpus), "seconds": done.seconds}
     said(f"{stage}: N {found['N']:,.0f}, D {found['D']:,.0f}, held-out loss {found['loss']:.4f}")
-    found |= {"lr": cell.lr, "batch": float(rows * LENGTH), "seconds": done.seconds, "seed": float(cell.seed)}
     return found | loads
+
+
+def train_all(
+    cells: Sequence[Cell], corpus: Corpus, run: Run | None, record: Path | None, said: Callable[[str], object] = print
+) -> list[dict[str, float]]:
+    """`train` every cell, in the order given, and say after each how long the rest will take.
+
+    Args:
+        record: a .jsonl file to which every finished run is appended at once, with its commit and machine; a run that
+            it holds (same shape, tokens, rate, seed and text) is not made again. None: nothing is kept.
+    """
+    kept = [json.loads(line) for line in record.read_text().splitlines()] if record and record.exists() else []
+    known = [_recorded(cell, corpus, kept) for cell in cells]
+    left = sum(cell.work() for cell, row in zip(cells, known, strict=True) if row is None)
+    said(f"{len(cells)} runs on {corpus.origin}; {len(cells) - known.count(None)} are done, the rest is about "
+         f"{clock(left)} on an idle core")  # fmt: skip
+    rows, spent, done = [], 0.0, 0.0
+    for i, (cell, row) in enumerate(zip(cells, known, strict=True), 1):
+        if row is None:
+            began, stage = time.monotonic(), f"n{cell.parameters}-d{int(cell.tokens)}-s{cell.seed}"
+            row = train(cell, corpus, run, stage, said=lambda _: None)
+            if record:
+                _append(record, row | {"text": corpus.origin})
+            spent, done, left = spent + time.monotonic() - began, done + cell.work(), left - cell.work()
+            said(f"run {i} of {len(cells)}: {row['N']:,.0f} parameters, {row['D']:,.0f} characters, held-out loss "
+                 f"{row['loss']:.4f} nats a character · {clock(max(0.0, spent / done * left))} left")  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def _append(record: Path, row: dict) -> None:
+    here = environment()
+    where = {name: here[name] for name in ("commit", "cpu", "torch", "torch threads")}
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with open(record, "a") as file:
+        file.write(json.dumps(row | {"date": time.strftime("%Y-%m-%d"), **where}) + "\n")
+
+
+def _recorded(cell: Cell, corpus: Corpus, kept: Sequence[dict]) -> dict | None:
+    wanted = cell.facts() | {"text": corpus.origin}
+    return next((row for row in kept if all(row.get(name) == value for name, value in wanted.items())), None)
 
 
 @torch.no_grad()
@@ -123,5 +179,3 @@ def evaluate(model: LM, corpus: Corpus, windows: int = 512) -> float:
     model.eval()
     losses = [float(next_token(model(part), part)[0]) for part in ids.split(64)]
     return sum(losses) / len(losses)
-
-
