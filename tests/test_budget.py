@@ -91,7 +91,7 @@ def test_the_optimum_region_is_found_from_published_rows(table, low, high):
 def test_best_activation_refuses_what_has_no_minimum():
     with pytest.raises(ValueError, match="least at the end of the range"):
         best_activation([0.1, 0.2, 0.3, 0.4, 0.5], [5, 4, 3, 2, 1])
-    with pytest.raises(ValueError, match="needs five activation rates"):
+    with pytest.raises(ValueError, match="needs four activation rates"):
         best_activation([0.1, 0.2], [5, 4])
 
 

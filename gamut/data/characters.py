@@ -37,12 +37,13 @@ class Corpus:
         """Batch ``index``: windows of the training text in an order that ``seed`` draws, none twice in an epoch.
 
         Args:
-            length: ids of a window. unique: use only so many ids, and read them again when they are through; 0: all,
-                once.
+            length: ids of a window. unique: use only so many ids, windows spread evenly over the text, and read them
+                again when they are through; 0: all, once.
         Raises:
             ValueError: more than one epoch is asked for, or less than a window is there.
         """
-        windows = (min(unique, len(self.train)) if unique else len(self.train)) // length
+        there = len(self.train) // length
+        windows = min(unique // length, there) if unique else there
         if windows < 1 or (not unique and (index + 1) * rows > windows):
             raise ValueError(
                 f"{self.origin} has {windows:,} windows of {length} characters, asked for {(index + 1) * rows:,}; "
@@ -51,7 +52,7 @@ class Corpus:
         picked = []
         for position in range(index * rows, (index + 1) * rows):
             epoch, at = divmod(position, windows)
-            start = length * _shuffled(windows, seed, epoch)[at]
+            start = length * (there // windows) * _shuffled(windows, seed, epoch)[at]
             picked.append(self.train[start : start + length])
         return torch.from_numpy(np.stack(picked).astype(np.int64))
 

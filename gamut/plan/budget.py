@@ -107,34 +107,18 @@ def resource_plan(
     """The architecture and the run for a memory (N), compute (C) and data (D_unique) budget.
 
     Args:
-        N: parameters without vocabulary, met within 1%. C: training FLOPs. D_unique: different tokens there are.
-        activation_rate: Na / N, met within 2% of itself (5% for tiny models); 1 gives a dense model.
+        N: parameters without vocabulary. C: training FLOPs. D_unique: different tokens there are.
+        activation_rate: Na / N; 1 gives a dense model.
         sequence: tokens. head_dim: channels; widths are multiples of it.
     Raises:
-        ValueError: for numbers that are not above 0, a rate no expert layout has at this N, or a budget under one
-            batch.
+        ValueError: for numbers that are not above 0, a rate no expert layout has at this N (`layout`), or a budget
+            under one batch.
     """
     for name, value in (("N", N), ("C", C), ("D_unique", D_unique), ("sequence", sequence)):
         if not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}; for example N=2.15e9, C=9.3e20, D_unique=6.5e10")
-    if not 0 < activation_rate <= 1:
-        raise ValueError(
-            f"activation_rate must lie in (0, 1], got {activation_rate}; the paper's best is {RATE}, 1 is dense"
-        )
-    shapes = _dense(N, head_dim) if activation_rate == 1 else _mixtures(N, activation_rate, head_dim)
-    close = [
-        (cost, shape)
-        for cost, shape in shapes
-        if abs(shape.parameters / N - 1) < 0.01 and _rate_met(shape, activation_rate, N)
-    ]
-    if not close:
-        raise ValueError(
-            f"no layout of experts has N = {N:.3g} within 1% and activation rate {activation_rate:g}: attention and "
-            "the dense layer alone use more, or one expert does; try a rate between 0.09 and 0.58, "
-            f"a smaller head_dim than {head_dim}, or a larger N"
-        )
+    shape = layout(N, activation_rate, head_dim=head_dim)
     N, C, D_unique, activation_rate = map(float, (N, C, D_unique, activation_rate))
-    shape = min(close, key=lambda pair: pair[0])[1]
     tokens = C / shape.flops(sequence)
     lr, batch = step_law(shape.parameters, tokens)
     rows = max(1, round(batch / sequence / 16) * 16 or round(batch / sequence))
@@ -150,23 +134,60 @@ def resource_plan(
     return Budget(shape, sequence, C, tokens, D_unique, lr, rows * sequence, iterations, warmup, notes)
 
 
+def layout(
+    N: Number, activation_rate: Number, *, head_dim: int = HEAD, aspect: Number = ASPECT, like: Shape | None = None
+) -> Shape:
+    """The architecture alone, by the paper's findings (sheet section 4, step 1).
+
+    Args:
+        N: parameters without vocabulary, met within 1%.
+        activation_rate: Na / N, met within 2% of itself (5% for tiny models); 1 gives a dense model.
+        aspect: width / layers to aim at. like: keep the width and layers of this one, as a sweep over rates does.
+    Raises:
+        ValueError: for a rate outside (0, 1], or one that no expert layout has at this N.
+    """
+    if not 0 < activation_rate <= 1:
+        raise ValueError(
+            f"activation_rate must lie in (0, 1], got {activation_rate}; the paper's best is {RATE}, 1 is dense"
+        )
+    widths = list(_widths(N, 4 + 3 * (ALPHA if activation_rate == 1 else MU), head_dim, aspect))
+    if like:
+        widths = [one for one in widths if one[1:] == (like.width, like.layers)]
+    shapes = _dense(N, head_dim, widths) if activation_rate == 1 else _mixtures(N, activation_rate, head_dim, widths)
+    close = [
+        (cost, shape)
+        for cost, shape in shapes
+        if abs(shape.parameters / N - 1) < 0.01 and _rate_met(shape, activation_rate, N)
+    ]
+    if not close:
+        raise ValueError(
+            f"no layout of experts has N = {N:.3g} within 1% and activation rate {activation_rate:g}: attention and "
+            "the dense layer alone use more, or one expert does; try a rate between 0.09 and 0.58, "
+            f"a smaller head_dim than {head_dim}, or a larger N"
+        )
+    return min(close, key=lambda pair: pair[0])[1]
+
+
 def _rate_met(shape: Shape, rate: Number, N: Number) -> bool:
     return abs(shape.activation_rate / rate - 1) < (0.02 if N >= 1e8 else 0.05)
 
 
-def _widths(N: Number, per_layer: Number, head_dim: int) -> Iterator[tuple[float, int, int]]:
+def _widths(N: Number, per_layer: Number, head_dim: int, aspect: Number) -> Iterator[tuple[float, int, int]]:
     """(penalty, width, layers) around the aspect ratio: N = per_layer width^2 layers."""
-    best = (N * ASPECT / per_layer) ** (1 / 3)
+    best = (N * aspect / per_layer) ** (1 / 3)
     step = head_dim
     for width in range(step, int(3 * best) + 2 * step, step):
-        for layers in {max(2, round(width / ASPECT) + extra) for extra in range(-2, 40)}:
-            off = abs(math.log(width / layers / ASPECT))
+        for layers in {max(2, round(width / aspect) + extra) for extra in range(-2, 40)}:
+            off = abs(math.log(width / layers / aspect))
             if off < math.log(4) and 0.4 < per_layer * width**2 * layers / N < 2.5:
                 yield off, width, layers
 
 
-def _dense(N: Number, head_dim: int) -> Iterator[tuple[float, Shape]]:
-    for off, width, layers in _widths(N, 4 + 3 * ALPHA, head_dim):
+Widths = list[tuple[float, int, int]]
+
+
+def _dense(N: Number, head_dim: int, widths: Widths) -> Iterator[tuple[float, Shape]]:
+    for off, width, layers in widths:
         ffn = round((N / layers / width**2 - 4) / 3 * width / 8) * 8
         if ffn > 0:
             yield (
@@ -175,20 +196,21 @@ def _dense(N: Number, head_dim: int) -> Iterator[tuple[float, Shape]]:
             )
 
 
-def _mixtures(N: Number, rate: Number, head_dim: int) -> Iterator[tuple[float, Shape]]:
-    """Per width and depth: mu from N (Eq. 4), beta from the rate (Eq. 5), then experts near width / 4."""
-    for off, width, layers in _widths(N, 4 + 3 * MU, head_dim):
-        ffn, grain = round(ALPHA * width / 8) * 8, 32 if width >= 512 else 8
+def _mixtures(N: Number, rate: Number, head_dim: int, widths: Widths) -> Iterator[tuple[float, Shape]]:
+    """Per width and depth: mu from N (Eq. 4), beta from the rate (Eq. 5), then experts near width / 4, or 16 channels
+    where that is more."""
+    for off, width, layers in widths:
+        ffn, grain = round(ALPHA * width / 8) * 8, 32 if width >= 512 else 16
         dense = 4 * width**2 + 3 * width * ffn
         mu, beta = (((total - dense) / (width**2 * (layers - 1)) - 4) / 3 for total in (N, rate * N))
         if beta <= 0 or mu <= beta:
             continue
-        usual = max(1, round(2 * beta))
+        usual = max(1, round(beta * width / 2 / max(width / 4, grain)))
         for top_k in {max(1, usual + extra) for extra in (-2, -1, 0, 1, 2)}:
             size = max(grain, round(beta * width / (2 * top_k) / grain) * grain)
             experts = round((mu * width - top_k * size) / size)
             if experts > top_k:
-                cost = off + abs(math.log(mu / MU)) + 0.5 * abs(math.log(size / (width / 4))) + 0.3 * (top_k == 1)
+                cost = off + abs(math.log(mu / MU)) + 0.5 * abs(math.log(size / max(width / 4, grain))) + 0.3 * (top_k == 1)
                 yield cost, Shape(width, layers, ffn, width // head_dim, head_dim, experts, top_k, size, top_k * size)
 
 
@@ -213,18 +235,19 @@ def _doubts(shape: Shape, tokens: float, unique: float, rate: float) -> tuple[st
 
 
 def best_activation(rates: Sequence[Number], losses: Sequence[Number]) -> float:
-    """Activation rate of least loss, by a cubic in ln(rate) through runs of equal N and C.
+    """Activation rate of least loss among runs of equal N and C, by a curve in ln(rate): a cubic, or with four
+    different rates a parabola.
 
     Raises:
-        ValueError: with fewer than five runs, or when the loss has no minimum between them.
+        ValueError: with fewer than four rates, or when the curve has no minimum between them.
     """
     x, y = np.log(np.asarray(rates, dtype=float)), np.asarray(losses, dtype=float)
-    if len(x) < 5:
+    if (different := len(np.unique(x))) < 4:
         raise ValueError(
-            f"the region of the optimum needs five activation rates at equal N and C, got {len(x)}; add runs"
+            f"the region of the optimum needs four activation rates at equal N and C, got {different}; add runs"
         )
     grid = np.linspace(x.min(), x.max(), 2001)
-    curve = np.polyval(np.polyfit(x, y, 3), grid)
+    curve = np.polyval(np.polyfit(x, y, 2 if different == 4 else 3), grid)
     at = int(np.argmin(curve))
     if at in (0, len(grid) - 1):
         raise ValueError(f"the loss is least at the end of the range, {math.exp(grid[at]):.3g}; add rates beyond it")
