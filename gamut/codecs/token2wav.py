@@ -55,6 +55,14 @@ class Token2Wav(Pretrained, nn.Module):
         self.channels, self.vocab, self.causal, self.rate = 1, config.flow.vocab, False, config.hift.rate
 
     @classmethod
+    def of(cls, flow: Flow, hift: HiFT, voices: dict[str, Voice] | None = None) -> "Token2Wav":
+        """Of two halves that are there; they are not copied."""
+        with meta():
+            codec = cls(Token2WavConfig(flow.config, hift.config))
+        codec.flow, codec.hift, codec.voices = flow, hift, dict(voices or {})
+        return codec
+
+    @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> "Token2Wav":
         """See ``Pretrained``; voices are read where there are any."""
         codec = super().from_pretrained(path, dtype)

@@ -24,5 +24,6 @@ def vocoder_mel(
     return filtered(magnitude, rate, n_fft, mels, fmin, fmax).clamp(min=1e-5).log()
 
 
-mel24 = functools.partial(vocoder_mel, rate=24000, n_fft=1920, hop=480)  # 50 Hz, Step-Audio 2's flow and vocoder
+RATE24 = 24000  # Hz
+mel24 = functools.partial(vocoder_mel, rate=RATE24, n_fft=1920, hop=480)  # 50 Hz, Step-Audio 2's flow and vocoder
 mel22 = functools.partial(vocoder_mel, rate=22050, n_fft=1024, hop=256)  # Step-Audio's

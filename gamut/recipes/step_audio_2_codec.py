@@ -1,4 +1,4 @@
-"""The codec of Step-Audio 2 (arXiv 2507.16632 §3.1): sound to 25 tokens a second, and back in any voice.
+"""The codec of Step-Audio 2 (arXiv 2507.16632 §3.1): sound to 25 tokens a second, and back in any voice
 
     gamut run step_audio_2_codec       # tokenizer, flow and vocoder, and two judges; tiny, CPU, real recordings
 
@@ -8,10 +8,10 @@ cut. The judges of what is said and of who says it are trained first, apart. Bes
 codec, a mel autoencoder with Griffin-Lim behind it, which the tiny model speaks through today.
 """
 
+import copy
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,17 +25,19 @@ from gamut.codecs.flow_training import flow_loss
 from gamut.codecs.hift import HiFT, HiFTConfig
 from gamut.codecs.s3_reader import S3Reader
 from gamut.codecs.s3_tokenizer import S3Config, S3Tokenizer
-from gamut.codecs.token2wav import Token2Wav, Token2WavConfig
+from gamut.codecs.token2wav import Token2Wav
+from gamut.codecs.vocoder_mel import RATE24, mel24
 from gamut.data import sources
 from gamut.data.crops import Crops
 from gamut.data.listening import digit_batch
 from gamut.data.load import Batches
 from gamut.data.reading import strings
 from gamut.data.spoken import RATE, Digits, noisy
-from gamut.data.voiced import Voiced, levels, voiced, voices
+from gamut.data.voiced import Voiced, levels, spoken_mels, timbres, varied, voiced, voices
 from gamut.evals.claims import Claim, Result
 from gamut.evals.codec_report import at_every_cut, listen, switched
 from gamut.evals.judges import trust, trust_speakers
+from gamut.io.env import ROOT
 from gamut.io.runs import Run
 from gamut.models.judge import DigitJudge, DigitJudgeConfig, ctc
 from gamut.nn.critics import Critics
@@ -43,7 +45,7 @@ from gamut.train.judging import train_speaker_judge
 from gamut.train.loop import fit
 from gamut.train.optim import Optim
 from gamut.train.tokenizing import train_tokenizer
-from gamut.train.vocoding import train_against_critics, train_reconstruction
+from gamut.train.vocoding import train_against_critics, train_on_mels, train_reconstruction
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,19 @@ class Config:
     tokenizer_steps: int = 1000  # not found in the paper; ours
     flow_steps: int = 5000  # not found in the paper; ours
     vocoder_steps: int = 3000  # not found in the paper; ours, on spectra alone
+    flow_more: int = 5000  # ours; on whole strings, some as if somebody else had spoken them
     critic_steps: int = 400  # not found in the paper; ours, against critics at 1/8 of their width
+    vocoder_more: int = 2000  # ours; on mels that the flow makes, beside recordings
     batch: int = 12  # not found in the paper; ours, strings of digits per update
     source: str = "auto"  # ours; recordings, synthetic (espeak-ng), or auto: recordings if they can be had
     seed: int = 0  # ours
 
 
 TINY = Config()
-WEIGHTS = Path(__file__).parents[2] / "weights" / "step_audio_2_codec"
+WEIGHTS = ROOT / "weights" / "step_audio_2_codec"
 TOKENS = 37  # of a training crop of the flow: a second and a half
+GUIDANCE = 1.5  # of the flow, released 0.7: so small a flow follows its tokens too loosely without
+MELS = 600  # strings that the vocoder hears as the flow makes them
 CROP = 8000  # samples of a training crop of the first form: one second
 
 
@@ -127,6 +133,14 @@ def learn_tokens(cfg: Config, digits: Digits, run: Run | None) -> S3Tokenizer:
     )
 
 
+def flow_step(flow: Flow) -> Callable:
+    def step(batch: Voiced, phase: str):
+        loss, stats = flow_loss(flow, batch.ids, batch.mel, batch.timbre, batch.counts, prior=1.0)
+        return loss, stats | {"audio_s": int(batch.counts.sum()) / 25}
+
+    return step
+
+
 def learn_flow(cfg: Config, tokenizer: S3Tokenizer, digits: Digits, run: Run | None) -> Flow:
     """Tokens and a timbre to mels, by flow matching (fact sheet §6.5: dropped conditions, prompts, chunks)."""
     torch.manual_seed(cfg.seed)
@@ -134,33 +148,44 @@ def learn_flow(cfg: Config, tokenizer: S3Tokenizer, digits: Digits, run: Run | N
     w = cfg.flow_width
     flow = Flow(FlowConfig(
         vocab=tokenizer.vocab, speaker=160, inputs=w, width=w, layers=2, up_layers=2, heads=4, ffn=2 * w, dit_width=w,
-        dit_layers=cfg.flow_layers, dit_heads=4, dit_head_dim=w // 4, mean=mean, std=std))  # fmt: skip
-
-    def step(batch: Voiced, phase: str):
-        loss, stats = flow_loss(flow, batch.ids, batch.mel, batch.timbre, prior=1.0)
-        return loss, stats | {"audio_s": batch.ids.numel() / 25}
-
+        dit_layers=cfg.flow_layers, dit_heads=4, dit_head_dim=w // 4, mean=mean, std=std,
+        guidance=GUIDANCE))  # fmt: skip
     data = Batches(lambda index: voiced(digits, tokenizer.encode, cfg.batch, TOKENS, index, cfg.seed))
     optim = Optim(lr=3e-3, warmup=cfg.flow_steps // 20, weight_decay=0.01, betas=(0.9, 0.98))
-    fit(step, flow, data, steps=cfg.flow_steps, optim=optim, run=run, stage="flow", seed=cfg.seed, save_every=250)
+    fit(flow_step(flow), flow, data, steps=cfg.flow_steps, optim=optim, run=run, stage="flow", seed=cfg.seed,
+        save_every=250)  # fmt: skip
     return flow.eval()
 
 
-def learn_sound(cfg: Config, clips: sources.Speech, run: Run | None) -> HiFT:
+def learn_voices(cfg: Config, flow: Flow, tokenizer: S3Tokenizer, digits: Digits, run: Run | None) -> Flow:
+    """The same on whole strings, often as if somebody else had spoken them; the mean of the last weights is kept."""
+    known = timbres(digits, 40)
+    data = Batches(lambda index: varied(digits, tokenizer, known, cfg.batch, TOKENS, index, cfg.seed))
+    optim = Optim(lr=1.5e-3, warmup=cfg.flow_more // 50, weight_decay=0.01, betas=(0.9, 0.98), ema=0.999)
+    done = fit(flow_step(flow), flow, data, steps=cfg.flow_more, optim=optim, run=run, stage="flow_more",
+               seed=cfg.seed, save_every=250)  # fmt: skip
+    with done.averaged():
+        return copy.deepcopy(flow).eval()
+
+
+def learn_sound(cfg: Config, crops: Crops, run: Run | None) -> HiFT:
     """Mels to sound: first spectra and pitch, then critics too (fact sheet §6.5)."""
     torch.manual_seed(cfg.seed)
     hift = HiFT(HiFTConfig(width=cfg.vocoder_width, block_kernels=(3, 7), source_kernels=(7, 7, 7), dilations=(1, 3),
                            pitch_width=cfg.judge_width))  # fmt: skip
-    crops = Crops(clips, hift.config.rate, hift.config.hop, hift.encode)
     train_reconstruction(hift, crops, run, steps=cfg.vocoder_steps, seed=cfg.seed)
     if cfg.critic_steps:
         train_against_critics(hift, Critics(fraction=1 / 8), crops, run, steps=cfg.critic_steps, seed=cfg.seed)
     return hift.eval()
 
 
-def made(steps: int, shipped: str, make: Callable):
-    """What ``make()`` trains, or the shipped part where it is to have no updates."""
-    return make() if steps else gamut.load(WEIGHTS / shipped)
+def made(steps: int, shipped: str, make: Callable) -> Any:
+    """What ``make()`` gives, or the shipped part (``folder`` or ``folder.half``) where it is to have no updates."""
+    if steps:
+        return make()
+    folder, _, half = shipped.partition(".")
+    part = gamut.load(WEIGHTS / folder)
+    return getattr(part, half) if half else part
 
 
 def main(cfg: Config = TINY, run: Run | None = None) -> Result:
@@ -171,12 +196,15 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
                lambda: train_speaker_judge(train, run, steps=cfg.judge_steps * 6 // 10, seed=cfg.seed))  # fmt: skip
     first = made(cfg.first_steps, "melcodec", lambda: train_first_form(cfg, train, run))
     tokenizer = made(cfg.tokenizer_steps, "tokenizer", lambda: learn_tokens(cfg, train, run))
-    shipped: Any = gamut.load(WEIGHTS / "token2wav") if not (cfg.flow_steps and cfg.vocoder_steps) else None
-    flow = learn_flow(cfg, tokenizer, train, run) if cfg.flow_steps else shipped.flow
-    hift = learn_sound(cfg, clips, run) if cfg.vocoder_steps else shipped.hift
-    codec = Token2Wav(Token2WavConfig(flow.config, hift.config))
-    codec.flow, codec.hift = flow, hift
-    codec.voices = voices(train)
+    crops = Crops(clips, RATE24, RATE24 // 50, mel24)
+    flow = made(cfg.flow_steps, "token2wav.flow", lambda: learn_flow(cfg, tokenizer, train, run))
+    hift = made(cfg.vocoder_steps, "token2wav.hift", lambda: learn_sound(cfg, crops, run))
+    if cfg.vocoder_more:
+        mels = spoken_mels(flow, tokenizer, train, MELS, cfg.seed)
+        train_on_mels(hift, crops, mels, run, steps=cfg.vocoder_more, seed=cfg.seed)
+    if cfg.flow_more:
+        flow = learn_voices(cfg, flow, tokenizer, train, run)
+    codec = Token2Wav.of(flow, hift, voices(train))
     metrics = trust(judge, test) | trust_speakers(ear, test)
     metrics |= at_every_cut(judge, tokenizer, codec, first, test) | switched(judge, ear, tokenizer, codec, test)
     if run is not None:
