@@ -210,7 +210,8 @@ def _mixtures(N: Number, rate: Number, head_dim: int, widths: Widths) -> Iterato
             size = max(grain, round(beta * width / (2 * top_k) / grain) * grain)
             experts = round((mu * width - top_k * size) / size)
             if experts > top_k:
-                cost = off + abs(math.log(mu / MU)) + 0.5 * abs(math.log(size / max(width / 4, grain))) + 0.3 * (top_k == 1)
+                coarse = abs(math.log(size / max(width / 4, grain)))
+                cost = off + abs(math.log(mu / MU)) + 0.5 * coarse + 0.3 * (top_k == 1)
                 yield cost, Shape(width, layers, ffn, width // head_dim, head_dim, experts, top_k, size, top_k * size)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gamut.data.characters import VOCAB, Corpus
@@ -18,7 +19,7 @@ from gamut.data.load import Batches
 from gamut.io.env import environment
 from gamut.io.progress import clock
 from gamut.io.runs import Run
-from gamut.losses.balance import balance
+from gamut.losses.balance import balance, load
 from gamut.losses.next_token import next_token
 from gamut.models.decoder import LMConfig
 from gamut.models.lm import LM
@@ -32,13 +33,16 @@ MOST = 0.01  # peak learning rate: Step Law, far below the sizes it was made for
 
 @dataclass(frozen=True)
 class Cell:
-    """What a run is asked for. ``unique``: different tokens, read again where ``tokens`` is more; 0: no token twice."""
+    """What a run is asked for. ``unique``: different tokens, read again where ``tokens`` is more; 0: no token twice.
+
+    Windows are as long as the model's ``max_positions``.
+    """
 
     config: LMConfig
     tokens: float
     seed: int = 0
     unique: int = 0
-    balance: float = 0.0  # weight of the load balance loss
+    balance: float = 0.0  # weight of the load balance loss, which is 1 where experts are used evenly
     lr_scale: float = 1.0
 
     @property
@@ -48,11 +52,16 @@ class Cell:
     @property
     def rows(self) -> int:
         """Windows of a batch, by Step Law; at least four."""
-        return max(4, round(step_law(self.parameters, self.tokens)[1] / LENGTH))
+        return max(4, round(step_law(self.parameters, self.tokens)[1] / self.config.max_positions))
+
+    @property
+    def batch(self) -> int:
+        """Tokens of an update."""
+        return self.rows * self.config.max_positions
 
     @property
     def steps(self) -> int:
-        return max(1, int(self.tokens / (self.rows * LENGTH)))
+        return max(1, int(self.tokens / self.batch))
 
     @property
     def lr(self) -> float:
@@ -60,14 +69,19 @@ class Cell:
 
     def facts(self) -> dict[str, float]:
         """What tells it from the other runs of a grid."""
-        shape = {"N": float(self.parameters), "D": float(self.steps * self.rows * LENGTH)}
-        return shape | {"width": self.config.width, "layers": self.config.layers, "lr": self.lr,
-                        "batch": float(self.rows * LENGTH), "seed": self.seed, "unique": self.unique}  # fmt: skip
+        c, moe = self.config, self.config.moe
+        known = {"N": float(self.parameters), "D": float(self.steps * self.batch), "width": c.width, "layers": c.layers,
+                 "lr": self.lr, "batch": float(self.batch), "seed": self.seed, "unique": self.unique}  # fmt: skip
+        experts = {"experts": moe.experts, "top_k": moe.top_k, "expert_ffn": moe.expert_ffn} if moe else {}
+        return known | experts | ({"balance_weight": self.balance} if moe else {})
 
     def work(self) -> float:
-        """Roughly the seconds it takes on one core: 25 GFLOP/s, and 12 ms an update for everything else."""
-        each = 6 * self.parameters + 6 * self.config.width * (VOCAB + 2 * LENGTH * self.config.layers)
-        return self.steps * (0.012 + self.rows * LENGTH * each / 25e9)
+        """Roughly the seconds it takes on one core: 25 GFLOP/s (experts 15), and 12 ms an update for the rest."""
+        c, moe, unused = self.config, self.config.moe, 0
+        if moe:
+            unused = (moe.experts - moe.top_k) * 3 * c.width * moe.expert_ffn * (c.layers - len(moe.dense_layers))
+        each = 6 * (self.parameters - unused) + 6 * c.width * (c.vocab + 2 * c.max_positions * c.layers)
+        return self.steps * (0.012 + self.batch * each / (15e9 if moe else 25e9))
 
 
 def dense(width: int, layers: int, head_dim: int = 16) -> LMConfig:
@@ -88,47 +102,40 @@ def sized(config: LMConfig) -> int:
 
 
 def measured_flops(config: LMConfig) -> float:
-    """FLOPs of one token in training, forward and backward: products counted on a batch as it runs, head included.
+    """FLOPs of one token in training, forward and backward: torch counts those of a batch as it runs, head included.
 
-    Attention is added by its formula, 12 x width x length x layers (arXiv 2506.12119, equation 3): torch does not count
-    it on a CPU.
+    In double precision, with attention as plain products: torch does not count the fused kernels of a CPU.
     """
-    model, ids = LM(config), torch.randint(VOCAB, (4, LENGTH), generator=torch.Generator().manual_seed(0))
-    with FlopCounterMode(display=False) as counter:
+    model = LM(config).double()
+    ids = torch.randint(config.vocab, (4, config.max_positions), generator=torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         next_token(model(ids), ids)[0].backward()
-    found = counter.get_flop_counts()["Global"].items()
-    products = sum(count for operation, count in found if "attention" not in str(operation))
-    return products / ids.numel() + 12 * config.heads * config.head_dim * LENGTH * config.layers
+    return counter.get_total_flops() / ids.numel()
 
 
 def train(
     cell: Cell, corpus: Corpus, run: Run | None = None, stage: str = "train", said: Callable[[str], object] = print
 ) -> dict[str, float]:
-    """Train the cell, and return ``loss`` (nats a character, held out) and what the run was: N, D, lr, steps, balance.
+    """Train the cell, and return what it was asked for (`Cell.facts`), what `evaluate` measures, and ``seconds``.
 
     With ``run`` a finished stage is not trained again.
     """
     torch.manual_seed(cell.seed)
-    model, top_k = LM(cell.config), cell.config.moe.top_k if cell.config.moe else 0
-    rows, steps = cell.rows, cell.steps
-    loads: dict[str, float] = {}
+    model, moe, rows, steps = LM(cell.config), cell.config.moe, cell.rows, cell.steps
 
     def step(ids, phase: str):
         routing: list[torch.Tensor] = []
         loss, stats = next_token(model.head(model.hidden(ids, routing=routing)), ids)
-        if top_k:
-            even, more = balance(routing, top_k)
-            loads.update({name: float(value) for name, value in more.items()})
-            loads["balance"] = float(even.detach()) / top_k
-            return loss + cell.balance * even, stats
+        if moe:
+            loss = loss + cell.balance * evenness(routing, moe.top_k)
         return loss, stats
 
-    data = Batches(lambda index: corpus.rows(index, rows, LENGTH, cell.seed, unique=cell.unique))
+    data = Batches(lambda index: corpus.rows(index, rows, cell.config.max_positions, cell.seed, unique=cell.unique))
     optim = Optim(lr=cell.lr, warmup=max(1, steps // 20), final=0.1)
     done = fit(step, model, data, steps=steps, optim=optim, run=run, stage=stage, seed=cell.seed)
-    found = cell.facts() | {"loss": evaluate(model, corpus), "seconds": done.seconds}
+    found = cell.facts() | evaluate(model, corpus) | {"seconds": done.seconds}
     said(f"{stage}: N {found['N']:,.0f}, D {found['D']:,.0f}, held-out loss {found['loss']:.4f}")
-    return found | loads
+    return found
 
 
 def train_all(
@@ -148,7 +155,7 @@ def train_all(
     rows, spent, done = [], 0.0, 0.0
     for i, (cell, row) in enumerate(zip(cells, known, strict=True), 1):
         if row is None:
-            began, stage = time.monotonic(), f"n{cell.parameters}-d{int(cell.tokens)}-s{cell.seed}"
+            began, stage = time.monotonic(), f"n{cell.parameters}-d{int(cell.tokens)}-u{cell.unique}-s{cell.seed}"
             row = train(cell, corpus, run, stage, said=lambda _: None)
             if record:
                 _append(record, row | {"text": corpus.origin})
@@ -172,10 +179,28 @@ def _recorded(cell: Cell, corpus: Corpus, kept: Sequence[dict]) -> dict | None:
     return next((row for row in kept if all(row.get(name) == value for name, value in wanted.items())), None)
 
 
+def evenness(routing: Sequence[torch.Tensor], top_k: int) -> torch.Tensor:
+    """Load balance loss, the mean of every layer's own: 1 where experts are used evenly."""
+    return torch.stack([balance([logits_NE], top_k)[0] for logits_NE in routing]).mean() / top_k
+
+
 @torch.no_grad()
-def evaluate(model: LM, corpus: Corpus, windows: int = 512) -> float:
-    """Nats a character on held-out windows."""
-    ids = corpus.check(windows, LENGTH)
+def evaluate(model: LM, corpus: Corpus, windows: int = 512) -> dict[str, float]:
+    """On held-out windows: ``loss``, nats a character; of a mixture ``balance`` (`evenness`), the load of the
+    ``busiest`` and ``idlest`` expert (1 = even), and ``dead``, the share of experts with a load below 0.01.
+    """
+    ids, moe = corpus.check(windows, model.config.max_positions), model.config.moe
     model.eval()
-    losses = [float(next_token(model(part), part)[0]) for part in ids.split(64)]
-    return sum(losses) / len(losses)
+    losses, even, loads = [], [], []
+    for part in ids.split(64):
+        routing: list[torch.Tensor] = []
+        losses.append(float(next_token(model.head(model.hidden(part, routing=routing)), part)[0]))
+        if moe:
+            even.append(float(evenness(routing, moe.top_k)))
+            loads.append(load(torch.stack(routing), moe.top_k))
+    found = {"loss": sum(losses) / len(losses)}
+    if moe:
+        load_LE = torch.stack(loads).mean(0)
+        found |= {"balance": sum(even) / len(even), "busiest": float(load_LE.max()),
+                  "idlest": float(load_LE.min()), "dead": float((load_LE < 0.01).float().mean())}  # fmt: skip
+    return found
