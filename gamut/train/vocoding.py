@@ -93,7 +93,7 @@ def train_against_critics(
 
 
 def train_on_mels(
-    hift: HiFT, crops: Crops, mels: Sequence[Tensor], run: Run | None, *, steps: int, batch: int = 8, frames: int = 25,
+    hift: HiFT, crops: Crops, mels: Sequence[Tensor], run: Run | None, *, steps: int, batch: int = 4, frames: int = 25,
     lr: float = 5e-4, seed: int = 0, stage: str = "vocoder_mels",
 ) -> Fit:
     """On mels that something else made (M, F each) beside recordings, at the predicted pitch. Ours.
