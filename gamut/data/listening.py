@@ -1,4 +1,4 @@
-"""What judges of speakers learn from: sound whose every frame is known to be somebody's, or nobody's.
+"""What judges learn from: sounds of which it is known what is said, or who, if anybody, speaks in every frame.
 
 B sounds · M mel bins · F mel frames (100 a second) · P frames of the judge (50 a second)
 """

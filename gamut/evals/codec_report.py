@@ -12,32 +12,28 @@ from torch import Tensor
 from gamut.codecs.audio import MelCodec
 from gamut.codecs.flow import Voice
 from gamut.codecs.griffin_lim import griffin_lim
+from gamut.codecs.mel import WHISPER_RATE
 from gamut.codecs.s3_tokenizer import S3Tokenizer
 from gamut.codecs.token2wav import Token2Wav
-from gamut.codecs.vocoder_mel import mel24
+from gamut.codecs.vocoder_mel import RATE24
 from gamut.data.spoken import RATE, Digits
+from gamut.data.voiced import speech_mel, whole
 from gamut.evals.audio import resynthesis_scores
 from gamut.evals.judges import hear, who
 from gamut.io.media import resample
 from gamut.io.report import Audio, Card, Columns, Heading, Mel
 from gamut.models.judge import DigitJudge
 
-TOKEN = RATE // 25  # samples of a recording per token
 AT_ONCE = 30  # recordings in one batch of the flow
 
 
-def whole(wav_T: Tensor) -> Tensor:
-    """Silence added to a whole number of tokens."""
-    return torch.nn.functional.pad(wav_T, (0, -len(wav_T) % TOKEN))
-
-
 def tokens(tokenizer: S3Tokenizer, wav_T: Tensor) -> Tensor:
-    return tokenizer.encode(resample(whole(wav_T), RATE, 16000)[None])
+    return tokenizer.encode(resample(whole(wav_T), RATE, WHISPER_RATE)[None])
 
 
 def through(tokenizer: S3Tokenizer, codec: Token2Wav, wav_T: Tensor, voice: Voice | str) -> Tensor:
     """Sound to tokens and back, in another voice if so asked."""
-    return resample(codec.decode(tokens(tokenizer, wav_T), voice)[0], 24000, RATE)
+    return resample(codec.decode(tokens(tokenizer, wav_T), voice)[0], codec.rate, RATE)
 
 
 def at_every_cut(
@@ -54,8 +50,8 @@ def at_every_cut(
         mels += codec.flow.mels(ids[at : at + AT_ONCE], [codec.chosen(n) for n in digits.speakers[at : at + AT_ONCE]])
     ways: dict[str, Callable[[int], Tensor]] = {
         "recorded": lambda i: digits.wavs[i],
-        "vocoder": lambda i: _vocoded(codec, mel24(resample(whole(digits.wavs[i]), RATE, 24000))),
-        "flow": lambda i: resample(griffin_lim(mels[i], rate=24000, n_fft=1920, hop=480, fmax=8000.0), 24000, RATE),
+        "vocoder": lambda i: _vocoded(codec, speech_mel(whole(digits.wavs[i]))),
+        "flow": lambda i: resample(griffin_lim(mels[i], rate=RATE24, n_fft=1920, hop=480, fmax=8000.0), RATE24, RATE),
         "chain": lambda i: _vocoded(codec, mels[i]),
         "codec": lambda i: first.decode(first.encode(digits.wavs[i][None]))[0],
     }
@@ -73,7 +69,7 @@ def at_every_cut(
 
 
 def _vocoded(codec: Token2Wav, mel_MF: Tensor) -> Tensor:
-    return resample(codec.hift.decode(mel_MF[None])[0], 24000, RATE)
+    return resample(codec.hift.decode(mel_MF[None])[0], codec.rate, RATE)
 
 
 def _near(wav: Tensor, sound: Tensor) -> list[tuple[str, float]]:
