@@ -48,30 +48,6 @@ def states(problem: Problem) -> tuple[np.ndarray, ...]:
 
 
 @compiled
-def _choose(n, window, bias, room, table, clock, held, done, ends):
-    """The op that node n would run next and when it would start; -1 if there is none."""
-    _, up, lag, _, delta, count, _, release, _, own = table
-    least, chosen, begin = math.inf, -1, math.inf
-    for place in range(own.shape[1]):
-        op = own[n, place]
-        if op < 0:
-            break
-        turn, before, ready = done[op], up[op], clock[n]
-        if turn == count[op]:
-            continue
-        if before >= 0:
-            if done[before] <= turn:
-                continue
-            ready = max(ready, ends[before, turn] + lag[op])
-        freed = release[op]
-        if freed >= 0 and (turn - done[freed] >= window[op, turn] or held[n] + delta[op] > room + 1e-9):
-            continue
-        if ready + bias[op, turn] < least:
-            least, chosen, begin = ready + bias[op, turn], op, ready
-    return chosen, begin
-
-
-@compiled
 def dispatch(window, bias, room, table, tails, limit, state, part):
     """Schedule from snapshot ``part`` to the end.
 
@@ -82,19 +58,32 @@ def dispatch(window, bias, room, table, tails, limit, state, part):
     Returns:
         makespan; LOCKED if windows and room lock it; LATE if it was given up.
     """
-    node, time, delta, down = table[0], table[3], table[4], table[6]
+    node, up, lag, time, delta, count, down, release, _, own = table
     order, ends, marks, snaps = state
     done, now = marks[part].copy(), snaps[part].copy()
     clock, held, left, peaks = now[0], now[1], now[2], now[3]
-    nodes = len(clock)
-    chosen, begin = np.full(nodes, -1), np.full(nodes, math.inf)
-    for n in range(nodes):
-        chosen[n], begin[n] = _choose(n, window, bias, room, table, clock, held, done, ends)
+    chosen, begin = np.full(len(clock), -1), np.full(len(clock), math.inf)
+    stale, many = np.arange(len(clock)), len(clock)  # nodes whose next op must be chosen anew
     for step in range(part * GAP, len(order)):
+        for n in stale[:many]:  # written out here: as a function of its own it takes five times as long
+            least, chosen[n], begin[n] = math.inf, -1, math.inf
+            for op in own[n]:
+                if op < 0:
+                    break
+                turn, before, ready = done[op], up[op], clock[n]
+                if turn == count[op] or (before >= 0 and done[before] <= turn):
+                    continue
+                if before >= 0:
+                    ready = max(ready, ends[before, turn] + lag[op])
+                freed = release[op]
+                if freed >= 0 and (turn - done[freed] >= window[op, turn] or held[n] + delta[op] > room + 1e-9):
+                    continue
+                if ready + bias[op, turn] < least:
+                    least, chosen[n], begin[n] = ready + bias[op, turn], op, ready
         if step % GAP == 0:
             marks[step // GAP], snaps[step // GAP] = done, now
         first = 0
-        for n in range(1, nodes):
+        for n in range(1, len(clock)):
             if begin[n] < begin[first]:
                 first = n
         op = chosen[first]
@@ -108,10 +97,9 @@ def dispatch(window, bias, room, table, tails, limit, state, part):
         left[first] -= time[op]
         held[first] += delta[op]
         peaks[first] = max(peaks[first], held[first])
-        chosen[first], begin[first] = _choose(first, window, bias, room, table, clock, held, done, ends)
+        stale[0], many = first, 1
         if down[op] >= 0:
-            n = node[down[op]]
-            chosen[n], begin[n] = _choose(n, window, bias, room, table, clock, held, done, ends)
+            stale[1], many = node[down[op]], 2
     marks[len(marks) - 1], snaps[len(snaps) - 1] = done, now
     return clock.max()
 
