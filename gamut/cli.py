@@ -234,7 +234,7 @@ def evaluate(folder: Path, /) -> None:
 
 def chat(
     question: Path, /, *, model: Path | None = None, system: str = "", text: str = "", out: Path = Path("answer.wav"),
-    thinks: bool = False, transcript: bool = True,
+    voice: Path | None = None, thinks: bool = False, transcript: bool = True,
 ) -> None:
     """Ask a speech model: a recording in, its answer in text and as a sound file.
 
@@ -246,6 +246,7 @@ def chat(
         system: what the model is told to do with what it hears.
         text: what is said in writing, beside the sound.
         out: a .wav for the spoken answers.
+        voice: a recording; a model with a token2wav folder answers in its voice.
         thinks: ask for a thought before the answer.
         transcript: print what the model heard, too.
     """
@@ -253,9 +254,8 @@ def chat(
     from gamut.generate.chatting import chat
     from gamut.generate.speaker import Speaker
 
-    speaker = Speaker.load(model or api.shipped("step_audio_2"))
+    speaker = Speaker.load(model or api.shipped("step_audio_2"), voice)
     chat(speaker, question, system=system, text=text, out=out, thinks=thinks, transcript=transcript)
-    console().print(Text(str(out)), soft_wrap=True)
 
 
 def _able(recipe: Recipe, what: str) -> None:

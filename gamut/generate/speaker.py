@@ -4,18 +4,23 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from gamut.codecs.audio import MelCodec
+import gamut
 from gamut.codecs.text import Tokenizer
 from gamut.generate.sampling import Sampling
 from gamut.generate.tools import Toolbox, calculator
+from gamut.generate.voice import SpeechCodec
 from gamut.generate.voices import Voice, four_tools, library, write_library
+from gamut.io.media import read_audio
 from gamut.models.omni import Omni
 
 TAUGHT, MENU, VOICES = "taught.json", "menu.json", "voices"
+CODECS = ("token2wav", "melcodec")  # folders beside the weights; the first that is there speaks
 SMALL = 10**7  # parameters; below, threads wait for one another longer than they work: 40 s for 0.6 on a busy machine
 LEVEL = 0.05  # RMS a question is brought to: a small model has not heard whispers. Ours
-SAMPLING = Sampling(temperature=0.3, max_new=400)  # ours; the released chat uses 0.7
+SAMPLING = Sampling(temperature=0.3, max_new=400)  # ours, of a small model
+RELEASED = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.05, max_new=2048)  # fact sheet §4.3
 
 
 @dataclass(frozen=True)
@@ -24,26 +29,32 @@ class Speaker:
 
     model: Omni
     words: Tokenizer
-    codec: MelCodec
+    codec: Any  # None: it answers in writing
     tools: Toolbox
     taught: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
     """Requests a small model was taught, each with how it answers (``aloud``, ``tools``); a large one takes any."""
 
     @classmethod
-    def load(cls, path: str | Path) -> "Speaker":
-        """From a folder that ``save`` wrote, or the run folder around it.
+    def load(cls, path: str | Path, voice: str | Path | None = None) -> "Speaker":
+        """From a folder that ``save`` or ``gamut convert`` wrote, the run folder around it, or the released folder.
 
+        It speaks if a codec lies beside the weights; a token2wav that came without voices needs one.
         Its tools are those of ``four_tools`` where voices or a menu lie beside the weights, else the calculator.
+
+        Args:
+            voice: a recording, to be answered in its voice.
+        Raises:
+            ValueError: a voice for a model whose codec takes none, and what ``SpeechCodec.voice_of`` says of it.
         """
         path = Path(path)
         path = path / "model" if (path / "model" / "config.json").exists() else path
-        codec, taught = MelCodec.from_pretrained(path / "melcodec"), path / TAUGHT
+        taught = path / TAUGHT
         tools = Toolbox([calculator()])
         if (path / VOICES).is_dir():
             menu = json.loads((path / MENU).read_text()) if (path / MENU).exists() else {}
             tools = four_tools(library(path / VOICES), menu)
         return cls(
-            Omni.from_pretrained(path), Tokenizer.from_pretrained(path), codec, tools,
+            Omni.from_pretrained(path), Tokenizer.from_pretrained(path), codec_of(path, voice), tools,
             json.loads(taught.read_text()) if taught.exists() else {},
         )  # fmt: skip
 
@@ -56,10 +67,16 @@ class Speaker:
         files = self.words.files() | {TAUGHT: taught}
         if menu:
             files |= {MENU: json.dumps(menu, ensure_ascii=False, indent=1)}
+        if self.codec is not None:
+            name = "melcodec" if type(self.codec).__name__ == "MelCodec" else "token2wav"
+            files |= {name: lambda part: self.codec.save_pretrained(part, card="The codec of the model above it.\n")}
         self.model.save_pretrained(path, card=card, files=files)
-        self.codec.save_pretrained(path / "melcodec", card="The codec of the model in the folder above.\n")
         if voices:
             write_library(path / VOICES, voices)
+
+    @property
+    def small(self) -> bool:
+        return sum(p.numel() for p in self.model.parameters()) < SMALL
 
     def how(self, system: str = "") -> "How":
         """What to ask for with a request; the first that is answered aloud if empty.
@@ -72,6 +89,19 @@ class Speaker:
             listed = "\n  ".join(self.taught)
             raise ValueError(f"this model was not taught to {system!r}; --system must be one of\n  {listed}")
         return How(system, **self.taught.get(system, {}))
+
+
+def codec_of(path: Path, voice: str | Path | None = None) -> Any:
+    """The codec beside a model's weights; None if there is none, or none that has a voice."""
+    folder = next((path / name for name in CODECS if (path / name / "config.json").exists()), None)
+    hears = folder is not None and (folder / "tokenizer").is_dir()
+    codec = SpeechCodec.from_pretrained(folder) if hears else gamut.load(folder) if folder else None
+    if voice is not None:
+        if not isinstance(codec, SpeechCodec):
+            raise ValueError(f"'{path}' has no codec that takes on a voice; convert the released folder with its "
+                             f"token2wav and the .onnx files in it: gamut convert RELEASED {path}-converted")
+        codec.wave.voices = {Path(voice).stem: codec.voice_of(*read_audio(voice))} | codec.wave.voices
+    return codec if getattr(codec, "voices", True) else None
 
 
 @dataclass(frozen=True)

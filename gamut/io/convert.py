@@ -6,6 +6,7 @@ Tensors keep their dtype and are only renamed (experts: stacked), so convert and
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,7 @@ import gamut
 from gamut.io import paraformer, token2wav
 from gamut.io.adapters import merge_adapter, read_adapter, write_adapter
 from gamut.io.convert_onnx import convert_onnx
-from gamut.io.folders import INDEX, WEIGHTS, load_config, load_tensors, save_folder
+from gamut.io.folders import INDEX, WEIGHTS, Content, load_config, load_tensors, save_folder
 from gamut.io.keys import qwen, step1, step_audio_2
 from gamut.io.pickles import unpickled
 
@@ -35,8 +36,9 @@ def convert(src: str | Path, dst: str | Path) -> Path:
     """Read an official checkpoint folder and write ours: `Class.from_pretrained(dst)` loads it.
 
     Args:
-        src: a folder with config.json and safetensors, or .bin / .pt files, of one of FAMILIES; or a token2wav folder;
-            or Step-Audio-Tokenizer; or one .onnx file of those that ``io/convert_onnx.py`` names.
+        src: a folder with config.json and safetensors, or .bin / .pt files, of one of FAMILIES (a token2wav folder in
+            it is converted with it); or a token2wav folder; or Step-Audio-Tokenizer; or one .onnx file of those that
+            ``io/convert_onnx.py`` names.
         dst: a folder that does not exist yet.
     Raises:
         ValueError: an unknown family, damaged or unsafe files, names that do not belong, dst exists.
@@ -61,7 +63,10 @@ def convert(src: str | Path, dst: str | Path) -> Path:
         f"`gamut export` writes the official layout back. Weights, licence and training are those of the original.\n"
     )
     wrapped = {"gamut": gamut.__version__, "class": kind, "config": config, "official": official}
-    return save_folder(dst, tensors, wrapped, card=card, files=_carried(src))
+    files, voice = _carried(src), src / "token2wav"
+    if token2wav.looks(voice):
+        files["token2wav"] = partial(token2wav.convert, voice)
+    return save_folder(dst, tensors, wrapped, card=card, files=files)
 
 
 def export(
@@ -134,7 +139,7 @@ def _fresh(dst: str | Path) -> Path:
     return dst
 
 
-def _carried(src: Path) -> dict[str, Path]:
+def _carried(src: Path) -> dict[str, Content]:
     return {name: src / name for name in CARRIED if (src / name).is_file()}
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ SHARD_BYTES = 4 << 30
 MAPPED_BYTES = 16 << 20  # read from one mapping before it is renewed
 FOREIGN = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.onnx")
 SHOWN = 8  # names per kind in an error
+Content = str | bytes | Path | Callable[[Path], object]
 
 
 def save_folder(
@@ -30,7 +31,7 @@ def save_folder(
     config: Mapping,
     *,
     card: str = "",
-    files: Mapping[str, str | bytes | Path] | None = None,
+    files: Mapping[str, Content] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Write a checkpoint folder as a whole: on any error an older folder of that name stays as it was.
@@ -39,7 +40,8 @@ def save_folder(
         tensors: by name; those that share memory (tied weights) are written once each.
         config: becomes config.json.
         card: text of README.md; empty writes none.
-        files: further files by name: text, bytes, or the path of a file to copy (tokenizer files).
+        files: further files by name: text, bytes, the path of a file to copy (tokenizer files), or what writes a folder
+            when it is called with its path (a codec's).
         shard_bytes: tensors are split into shards of at most this many bytes (one tensor may exceed it).
     Raises:
         OSError: the file system refused (full, read-only); the message names the folder.
@@ -60,7 +62,9 @@ def save_folder(
             if card:
                 (part / "README.md").write_text(card)
             for name, content in (files or {}).items():
-                if isinstance(content, Path):
+                if callable(content):
+                    content(part / name)
+                elif isinstance(content, Path):
                     shutil.copyfile(content, part / name)
                 else:
                     (part / name).write_bytes(content.encode() if isinstance(content, str) else content)

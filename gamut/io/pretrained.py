@@ -11,7 +11,7 @@ from torch import Tensor
 
 import gamut
 from gamut.io.convert import family
-from gamut.io.folders import load_config, load_strict, load_tensors, save_folder
+from gamut.io.folders import Content, load_config, load_strict, load_tensors, save_folder
 
 C = TypeVar("C", bound="Plain")  # typing.Self would need the whole class under the shape checker, not its methods
 T = TypeVar("T", bound="Pretrained")
@@ -87,7 +87,7 @@ class Pretrained:
         return module.eval()  # type: ignore[attr-defined]
 
     def save_pretrained(
-        self, path: str | Path, card: str = "", files: Mapping[str, str | bytes | Path] | None = None
+        self, path: str | Path, card: str = "", files: Mapping[str, Content] | None = None
     ) -> Path:
         """A checkpoint folder that ``from_pretrained`` reads.
 
