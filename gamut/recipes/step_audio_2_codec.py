@@ -161,7 +161,7 @@ def learn_voices(cfg: Config, flow: Flow, tokenizer: S3Tokenizer, digits: Digits
     """The same on whole strings, often as if somebody else had spoken them; the mean of the last weights is kept."""
     known = timbres(digits, 40)
     data = Batches(lambda index: varied(digits, tokenizer, known, cfg.batch, TOKENS, index, cfg.seed))
-    optim = Optim(lr=1.5e-3, warmup=cfg.flow_more // 50, weight_decay=0.01, betas=(0.9, 0.98), ema=0.999)
+    optim = Optim(lr=1.5e-3, schedule="constant", warmup=60, weight_decay=0.01, betas=(0.9, 0.98), ema=0.999)
     done = fit(flow_step(flow), flow, data, steps=cfg.flow_more, optim=optim, run=run, stage="flow_more",
                seed=cfg.seed, save_every=250)  # fmt: skip
     with done.averaged():
