@@ -12,9 +12,12 @@ import soundfile
 import torch
 
 from gamut.codecs.audio import MelCodec, MelCodecConfig
+from gamut.codecs.chat import encode_chat
 from gamut.codecs.mel import patches, pieces
 from gamut.data.conversations import vocabulary
+from gamut.generate.ar import Stream
 from gamut.generate.chatting import Figures, Talk, chat, questions, say
+from gamut.generate.past import Past
 from gamut.generate.sampling import Sampling
 from gamut.generate.speak import Asked, Done, Sound, Thought, Told, Words, collect
 from gamut.generate.speaker import Speaker
@@ -51,13 +54,13 @@ SHORT = Sampling(temperature=1.0, max_new=24, seed=1)
 def prompts_of(talk: Talk, monkeypatch, *asked) -> list[list[int]]:
     """The ids each question was put to the model with."""
     seen = []
-    whole = Omni.prompt
+    whole = Stream.add
 
-    def prompt(self, ids, *rest):
-        seen.append(list(ids))
-        return whole(self, ids, *rest)
+    def add(self, prompt, sampling):
+        seen.append(list(prompt.ids))
+        return whole(self, prompt, sampling)
 
-    monkeypatch.setattr(Omni, "prompt", prompt)
+    monkeypatch.setattr(Stream, "add", add)
     for wav, text in asked:
         collect(talk.ask(wav, 16000, text))
     return seen
@@ -80,6 +83,66 @@ def test_thoughts_do_not_return(speaker, monkeypatch):
     first, second = prompts_of(talk, monkeypatch, (None, "a"), (None, "b"))
     shown = speaker.words.decode(second)
     assert speaker.words.decode(first).endswith("<think>\n") and shown.count("<think>") == 1
+
+
+def heard_and_run(talk: Talk, *asked) -> list[tuple[int, int]]:
+    """Clips encoded and positions run through the language model, for each question."""
+    counts, model = [], talk.speaker.model
+    spies = [
+        model.encoder.register_forward_pre_hook(lambda _, given: counts.append((len(given[0]), 0))),
+        model.lm.blocks[0].register_forward_pre_hook(lambda _, given: counts.append((0, given[0].shape[1]))),
+    ]
+    out = []
+    for wav, text in asked:
+        counts.clear()
+        collect(talk.ask(wav, 16000, text))
+        out.append(tuple(map(sum, zip(*counts, strict=True))))
+    for spy in spies:
+        spy.remove()
+    return out
+
+
+@pytest.mark.parametrize("edge", ["parity", "closed"])
+@pytest.mark.parametrize("how", [{}, {"thinks": True}, {"tools": True}, {"aloud": False}])
+def test_a_turn_costs_what_is_new_in_it(speaker, how, edge):
+    """Five turns, greedy, of clips of even and odd length: what is said is what a talk says that begins anew each
+    time, and neither a clip nor a word of the past is run again."""
+    torch.manual_seed(2)
+    audio = replace(speaker.model.config.audio, edge=edge)
+    speaker = replace(speaker, model=Omni(replace(speaker.model.config, audio=audio)).eval())
+    sampling = Sampling(temperature=0.0, max_new=12)
+    asked = [(tone(0.61), ""), (None, "two"), (tone(1.6), "three"), (tone(0.35), ""), (None, "five")]
+    kept, fresh = (Talk(speaker, "Answer.", sampling=sampling, **how) for _ in range(2))
+    new = heard_and_run(kept, *asked)
+    again = []
+    for question in asked:
+        fresh.past = Past(speaker.model.lm)
+        again += heard_and_run(fresh, question)
+    assert kept.messages == fresh.messages
+    assert [clips for clips, _ in new] == [1, 0, 1, 1, 0] and [clips for clips, _ in again] == [1, 1, 2, 3, 3]
+    assert new[0] == again[0] and all(a < b for (_, a), (_, b) in zip(new[1:], again[1:], strict=True))
+
+
+def test_other_sound_of_the_same_length_is_not_taken_for_the_first(speaker):
+    """Two talks of equal ids with one past, by mistake: the sound decides. The third hears what the second heard."""
+    past = Past(speaker.model.lm)
+    high = torch.sin(torch.arange(16000) * 1.0) * 0.5
+    for wav, clips in ((tone(1), 1), (high, 1), (high, 0), (tone(1), 1)):
+        talk = Talk(speaker, sampling=replace(SHORT, max_new=1))
+        talk.past = past
+        [(heard, _)] = heard_and_run(talk, (wav, ""))
+        assert heard == clips
+
+
+def test_a_thought_is_cut_from_the_past_exactly_where_it_began(speaker):
+    """Of the first turn, all but the thought and what was said behind it."""
+    talk = Talk(speaker, thinks=True, sampling=SHORT)
+    collect(talk.ask(None, text="a"))
+    question, *_ = talk.messages
+    asked = encode_chat([question], speaker.words)
+    assert talk.past.ids[: len(asked)] == asked and "<think>" in speaker.words.decode(talk.past.ids[len(asked) :])
+    follow = encode_chat([*talk.messages, {"role": "human", "content": "b"}], speaker.words)
+    assert talk.past.keep(follow) == len(asked) < len(follow)
 
 
 def test_an_answer_that_is_cut_in_the_middle_leaves_the_past_as_it_was(speaker):

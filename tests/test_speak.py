@@ -219,16 +219,18 @@ def test_a_model_answers_as_generate_would():
     audio = AudioEncoderConfig(mels=16, width=16, layers=1, heads=2, ffn=32, positions=100)
     ids = {f"{name}_id": WORDS.id(f"<{name}>") for name in ("audio_start", "audio_end", "audio_patch")}
     model = Omni(OmniConfig(lm, audio, adaptor_hidden=24, **ids)).eval()
-    mels, lens = pad_mels([torch.randn(16, 50)])
+    mel = torch.randn(16, 50)
     user = {"role": "user", "content": [{"type": "audio", "patches": patches(50)}]}
     sampling = Sampling(temperature=1.0, seed=3, max_new=60, stop=(STOP,))
-    decode = decoder(model, sampling, mels, lens)
+    decode = decoder(model, sampling, [mel])
     answer = collect(respond([user], decode, WORDS, codec=CODEC, prefill=ANSWER_SPEECH))
     prompt = encode_chat([user], WORDS, prefill=ANSWER_SPEECH)
-    [sample] = generate(model.lm, [Prompt(prompt, model.prompt(prompt, mels, lens))], sampling)
+    [sample] = generate(model.lm, [Prompt(prompt, model.prompt(prompt, *pad_mels([mel])))], sampling)
     whole = parse_ta4([i for i in sample.ids if i != STOP], True, MARKS)
     assert answer.messages[0]["content"][1]["token"] == [i for i in sample.ids if i != STOP]
     assert answer.spoken == WORDS.decode(whole.text_ids) and answer.finish == sample.finish
+    with pytest.raises(ValueError, match="2 log-mels came for 1 <audio_start> marks; give one for each"):
+        decoder(model, sampling, [mel, mel])(prompt)
 
 
 def test_errors_say_what_to_do():

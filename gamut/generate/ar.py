@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gamut.generate.past import Past
 from gamut.generate.sampling import Sampling, choose
 from gamut.generate.step import Step
 from gamut.models.decoder import Decoder
@@ -29,10 +30,14 @@ PLAIN = Sampling()
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, and their embeddings (T, D) where a model injects something else than its own (audio features)."""
+    """Token ids, and their embeddings (T, D) where a model injects something else than its own (audio features).
+
+    With a ``past`` only the ids behind those that it keeps (`Past.keep`) are run; ``embeds`` are of these alone.
+    """
 
     ids: Sequence[int]
     embeds: Tensor | None = None
+    past: Past | None = None
 
 
 class Token(NamedTuple):
@@ -57,7 +62,10 @@ class _Prefill:
     """A prompt that is run once, kept until all its samples have begun."""
 
     def __init__(self, prompt: Prompt, samples: int):
-        self.prompt, self.ids, self.waiting = prompt, list(prompt.ids), samples
+        self.prompt, self.ids, self.waiting, self.past = prompt, list(prompt.ids), samples, prompt.past
+        self.kept = 0
+        if self.past:
+            self.kept, self.past.user = self.past.keep(self.ids), self
         self.done: tuple[Cache, int, Tensor] | None = None  # its row of a cache, and the logits after its last token
 
     def take(self) -> tuple[Cache, int, Tensor]:
@@ -137,11 +145,12 @@ class Stream:
 
         Raises:
             ValueError: an empty prompt, ids outside the vocabulary, embeddings of another shape, a prompt that leaves
-                no room in the model's context. `max_new` beyond the context is cut there.
+                no room in the model's context, another model's past. `max_new` beyond the context is cut there.
         """
         prompt = prompt if isinstance(prompt, Prompt) else Prompt(list(prompt))
         self._check(prompt, n)
         start, stops = _Prefill(prompt, n), sampling.stops()
+        self._check_embeds(start)
         left = min(sampling.max_new, self.model.config.max_positions - len(start.ids))
         indices = range(self._count, self._count + n)
         for copy, index in enumerate(indices):
@@ -152,7 +161,9 @@ class Stream:
 
     def stop(self, index: int) -> None:
         """Drop a sample: no further token of it comes. Unknown and finished ones are ignored."""
-        self._active = [None if job and job.index == index else job for job in self._active]
+        for row, job in enumerate(self._active):
+            if job and job.index == index:
+                self._leave(row, job)
         self._queue = deque(job for job in self._queue if job.index != index)
         self._ready = deque(token for token in self._ready if token.index != index)
 
@@ -178,12 +189,16 @@ class Stream:
             )
         if min(ids) < 0 or max(ids) >= c.vocab:
             raise ValueError(f"prompt ids must lie in 0 .. {c.vocab - 1}; got {min(ids)} .. {max(ids)}")
-        if prompt.embeds is not None and prompt.embeds.shape != (len(ids), c.width):
-            raise ValueError(
-                f"prompt.embeds must be {(len(ids), c.width)}, one per id; got {tuple(prompt.embeds.shape)}"
-            )
         if n < 1:
             raise ValueError(f"n must be 1 or more, got {n}")
+        if prompt.past and prompt.past.model is not self.model:
+            raise ValueError("prompt.past is that of another model; make one with Past(model)")
+
+    def _check_embeds(self, start: _Prefill) -> None:
+        embeds, shape = start.prompt.embeds, (len(start.ids) - start.kept, self.model.config.width)
+        if embeds is not None and embeds.shape != shape:
+            raise ValueError(f"prompt.embeds must be {shape}, one per id that its past does not keep; "
+                             f"got {tuple(embeds.shape)}")
 
     def _admit(self) -> None:
         """Fill free rows from the queue, running every prompt among them that was not run yet."""
@@ -203,6 +218,10 @@ class Stream:
 
     def _prefill(self, starts: list[_Prefill]) -> None:
         new = sorted({id(s): s for s in starts if s.done is None}.values(), key=lambda s: len(s.ids))
+        for start in new:
+            if start.past:
+                start.done = self._go_on(start, start.past)
+        new = [s for s in new if s.done is None]
         while new:
             batch = [s for s in new if len(s.ids) <= 1.25 * len(new[0].ids)]  # little padding; the rest next time
             new = new[len(batch) :]
@@ -215,11 +234,20 @@ class Stream:
             for row, start in enumerate(batch):
                 start.done = cache, row, logits_BV[row]
 
+    def _go_on(self, start: _Prefill, past: Past) -> tuple[Cache, int, Tensor]:
+        """Run what is new in a prompt behind its past."""
+        if past.user is not start:
+            raise ValueError("a past was used by two prompts at once; give each conversation its own")
+        cache = past.room(len(start.ids))
+        x_1TD = self.model.hidden(embeds_BTD=self._embed(start)[None], cache=cache)
+        past.ids = list(start.ids)
+        return cache, 0, self.model.head(x_1TD[:, -1])[0]
+
     def _embed(self, start: _Prefill) -> Float[Tensor, "T D"]:
         weight = self.model.embed.weight
         if start.prompt.embeds is not None:
             return start.prompt.embeds.detach().to(weight)
-        return self.model.embed(torch.tensor(start.ids, device=weight.device))
+        return self.model.embed(torch.tensor(start.ids[start.kept :], device=weight.device))
 
     def _step(self) -> None:
         """One token for every active row; the rows in use are kept in front, so the batch shrinks as samples end."""
@@ -251,8 +279,14 @@ class Stream:
             hit = any(len(s) <= answer and tuple(job.seen[-len(s) :]) == s for s in job.stops)
             finish = "stop" if hit else "" if job.left else "length"
             if finish:
-                self._active[row] = None
+                self._leave(row, job)
             self._ready.append(Token(job.index, new, logprob, finish))
+
+    def _leave(self, row: int, job: _Job) -> None:
+        """Free a row; what it holds by now goes to the sample's past."""
+        self._active[row] = None
+        if job.start.past and job.start.past.user is job.start and self._cache:
+            job.start.past.take(job.seen[: self._cache.lengths[row]], self._cache, row)
 
     def _room(self, length: int) -> Cache:
         """The cache, at least ``length`` slots long (the last token of a sample is never put in)."""

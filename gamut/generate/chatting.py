@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gamut.codecs.chat import ANSWER_SPEECH, ANSWER_TEXT, ANSWER_THINKING, EOT
-from gamut.codecs.mel import WHISPER_RATE, hear, levelled, pad_mels, patches, pieces
+from gamut.codecs.mel import WHISPER_RATE, hear, levelled, patches, pieces
 from gamut.codecs.prompts import TRANSCRIBE
+from gamut.generate.past import Past
 from gamut.generate.sampling import Sampling
 from gamut.generate.speak import Asked, Done, Event, Sound, Thought, Told, Words, collect, decoder, respond
 from gamut.generate.speaker import LEVEL, SAMPLING, SMALL, Speaker
@@ -35,7 +36,8 @@ class Talk:
 
     ``aloud``: answer in speech. ``tools``: show the tools; the model then calls one, or answers, as it sees fit.
     ``thinks``: ask for a thought before the answer (of a model that was taught to think). ``messages`` and ``mels`` are
-    the past; an answer that nobody heard to its end leaves them as they were.
+    the past; an answer that nobody heard to its end leaves them as they were. Keys and values of the past are kept, so
+    that a turn costs what is new in it (`Past`).
     """
 
     speaker: Speaker
@@ -46,6 +48,9 @@ class Talk:
     sampling: Sampling = SAMPLING
     messages: list[dict[str, Any]] = field(default_factory=list)
     mels: list[Float[Tensor, "M _"]] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.past = Past(self.speaker.model.lm)
 
     def ask(self, wav: Float[Tensor, " T"] | None = None, rate: int = WHISPER_RATE, text: str = "") -> Iterator[Event]:
         """The events of the answer to what is said, written, or both.
@@ -67,12 +72,12 @@ class Talk:
         yield from self._answer(question, [*self.mels, *mels])
 
     def _answer(self, question: dict[str, Any], mels: list[Tensor]) -> Iterator[Event]:
-        words, model = self.speaker.words, self.speaker.model
+        words = self.speaker.words
         system = [{"role": "system", "content": self.system}] if self.system else []
         last = ANSWER_SPEECH if self.aloud else ANSWER_TEXT
         first = ANSWER_THINKING if self.thinks else ANSWER_TEXT if self.tools else last
         sampling = replace(self.sampling, stop=(words.id(EOT),))
-        decode = decoder(model, sampling, *(pad_mels(mels) if mels else (None, None)))
+        decode = decoder(self.speaker.model, sampling, mels, self.past)
         for event in respond(
             [*system, *self.messages, question], decode, words, codec=self.speaker.codec,
             tools=self.speaker.tools if self.tools else None, prefill=(first, last),

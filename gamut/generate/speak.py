@@ -1,6 +1,6 @@
 """An answer as it arrives: words, sound and tool calls out of one stream of ids, for as many turns as the tools need.
 
-    decode = decoder(model, Sampling(max_new=400, stop=(tokenizer.id("<|EOT|>"),)), mels_NMF, lens_N)
+    decode = decoder(model, Sampling(max_new=400, stop=(tokenizer.id("<|EOT|>"),)), mels)
     for event in respond(messages, decode, tokenizer, codec=codec, prefill=ANSWER_SPEECH):
         match event:
             case Words(text): print(text, end="", flush=True)
@@ -9,7 +9,7 @@
 Sound leaves as soon as the codec's stream has enough codes, so it begins before the text is complete. Ours; the formats
 are those of codecs/chat.py, codecs/answer.py and codecs/toolcall.py.
 
-T samples
+T samples · M mel bins
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -19,16 +19,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from gamut.codecs.answer import TextStream, WeaveParser, remember
 from gamut.codecs.chat import ANSWER_TEXT, EOT, TTS_START, encode_chat
-from gamut.codecs.mel import levelled
+from gamut.codecs.mel import levelled, pad_mels
 from gamut.codecs.text import Tokenizer
 from gamut.codecs.toolcall import ToolCall, ToolCallParser
 from gamut.codecs.weave import Marks
 from gamut.generate.ar import Prompt, Stream
+from gamut.generate.past import Past
 from gamut.generate.sampling import Sampling
 from gamut.generate.tools import Found, Toolbox, ToolResult
 from gamut.io.media import resample
@@ -259,16 +260,27 @@ def with_sound(message: dict[str, Any], audio_ids: Sequence[int]) -> dict[str, A
 
 
 def decoder(
-    model: Omni,
-    sampling: Sampling,
-    mels_NMF: Float[Tensor, "N M F"] | None = None,
-    lens_N: Int[Tensor, " N"] | None = None,
+    model: Omni, sampling: Sampling, mels: Sequence[Float[Tensor, "M _"]] = (), past: Past | None = None
 ) -> Decode:
-    """``decode`` for `respond`: a model that has heard these clips (as ``Omni.embed`` takes them)."""
+    """``decode`` for `respond`: a model that hears these log-mels, the n-th at the n-th ``<audio_start>``.
+
+    With a ``past`` of its language model, neither words nor sounds that it holds are run again.
+    """
 
     def decode(ids: list[int]) -> Iterator[int]:
+        starts = [at for at, i in enumerate(ids) if i == model.config.audio_start_id]
+        if len(starts) != len(mels):
+            raise ValueError(f"{len(mels)} log-mels came for {len(starts)} <audio_start> marks; give one for each")
+        kept = past.keep(ids, dict(zip(starts, mels, strict=True))) if past else 0
+        parts = [(None, kept), *((mel, at) for mel, at in zip(mels, starts, strict=True) if at >= kept)]
+        ends = [*(at for _, at in parts[1:]), len(ids)]
+        # each clip by itself: what the model hears of it must not depend on those beside it, or it could not be kept
+        embeds = [
+            model.prompt(ids[at:end], *(() if mel is None else pad_mels([mel])))
+            for (mel, at), end in zip(parts, ends, strict=True) if at < end
+        ]  # fmt: skip
         stream = Stream(model.lm, rows=1)
-        stream.add(Prompt(ids, model.prompt(ids, mels_NMF, lens_N)), sampling)
+        stream.add(Prompt(ids, torch.cat(embeds), past), sampling)
         return (token.id for token in stream)
 
     return decode
