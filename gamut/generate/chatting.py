@@ -8,6 +8,7 @@ T samples · M mel bins · F mel frames
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from gamut.codecs.prompts import TRANSCRIBE
 from gamut.generate.past import Past
 from gamut.generate.sampling import Sampling
 from gamut.generate.speak import Asked, Done, Event, Sound, Thought, Told, Words, collect, decoder, respond
-from gamut.generate.speaker import LEVEL, SAMPLING, SMALL, Speaker
+from gamut.generate.speaker import LEVEL, RELEASED, SAMPLING, Speaker
 from gamut.io.growing import WavWriter, settled
 from gamut.io.media import SUBTYPES, read_audio, resample
 
@@ -65,7 +66,7 @@ class Talk:
         mels: list[Tensor] = []
         if wav is not None:
             self._fits(len(wav) / rate)
-            wav = resample(levelled(wav, LEVEL), rate, WHISPER_RATE)
+            wav = resample(levelled(wav, LEVEL) if self.speaker.small else wav, rate, WHISPER_RATE)
             mels = [hear(piece, WHISPER_RATE) for piece in pieces(wav)]
             parts.append({"type": "audio", "patches": [patches(mel.shape[-1]) for mel in mels]})
         question = {"role": "human", "content": parts}
@@ -117,11 +118,12 @@ class Figures:
                 f"{self.seconds:.1f} s of speech in {self.took:.1f} s: real-time factor {self.took / self.seconds:.2f}")
 
 
-def say(events: Iterable[Event], out: WavWriter, show: Callable[[str], object] | None = None) -> Figures:
-    """Print an answer while it comes and write its sound as it comes. ``show`` takes the text; print if None."""
+def say(events: Iterable[Event], out: WavWriter | None, show: Callable[[str], object] | None = None) -> Figures:
+    """Print an answer while it comes and write its sound as it comes, if it has any. ``show`` takes the text; print if
+    None."""
     show = show or (lambda text: print(text, end="", flush=True))
     began, first, words, early, inside = time.perf_counter(), 0.0, 0, 0, ""
-    before = out.samples
+    before = out.samples if out else 0
     for event in events:
         kind = type(event).__name__
         if kind != inside and kind in ("Words", "Thought", "Asked"):
@@ -136,13 +138,15 @@ def say(events: Iterable[Event], out: WavWriter, show: Callable[[str], object] |
             case Sound(wav):
                 if not first:
                     first, early = time.perf_counter() - began, words
-                out.append(wav)
+                if out is not None:
+                    out.append(wav)
             case Asked(call):
                 show(f"{call.name} {call.arguments}")
             case Told(result):
                 show(f"\n  gives: {result.content[:400]}")
     show("\n")
-    return Figures(first, time.perf_counter() - began, (out.samples - before) / out.rate, early / max(1, words))
+    seconds = (out.samples - before) / out.rate if out else 0.0
+    return Figures(first, time.perf_counter() - began, seconds, early / max(1, words))
 
 
 def questions(path: str | Path) -> list[Path]:
@@ -162,7 +166,7 @@ def questions(path: str | Path) -> list[Path]:
 
 def chat(
     speaker: Speaker, source: str | Path, *, system: str = "", text: str = "", out: str | Path = "answer.wav",
-    thinks: bool = False, transcript: bool = True, patience: float = 1.0, sampling: Sampling = SAMPLING,
+    thinks: bool = False, transcript: bool = True, patience: float = 1.0, sampling: Sampling | None = None,
 ) -> list[Figures]:
     """Ask about a recording, several in a folder one after another, or one that is still being recorded; print
     thoughts, calls and answers while they come, then what was heard; write the speech of all answers to ``out``.
@@ -170,21 +174,27 @@ def chat(
     Args:
         text: said in writing beside the sound. thinks: ask for thoughts. transcript: print what was heard, too.
         patience: seconds without growth after which a growing file counts as complete.
+        sampling: None takes what suits the model's size.
     Raises:
         ValueError: a request that this model was not taught; what ``read_audio`` says of a file.
     """
-    how, files = speaker.how(system), questions(source)
-    if sum(p.numel() for p in speaker.model.parameters()) < SMALL:
+    how, files, codec = speaker.how(system), questions(source), speaker.codec
+    if speaker.small:
         torch.set_num_threads(1)
-    talk = Talk(speaker, how.system, how.aloud, how.tools, thinks, sampling)
+    if codec is None:
+        print("it answers in writing: there is no codec beside the weights, or no voice in it (--voice RECORDING)")
+    sampling = sampling or (SAMPLING if speaker.small else RELEASED)
+    talk = Talk(speaker, how.system, how.aloud and codec is not None, how.tools, thinks, sampling)
     figures = []
-    with WavWriter(out, speaker.codec.config.rate) as sound:
+    with WavWriter(out, codec.rate) if codec else nullcontext() as sound:
         for file in files:
             wav, rate = read_audio(settled(file, patience))
             figures.append(say(talk.ask(wav, rate, text), sound))
             if transcript:
                 print(f"heard: {heard(speaker, wav, rate)}")
             print(figures[-1].line)
+    if codec is not None:
+        print(out)
     return figures
 
 
