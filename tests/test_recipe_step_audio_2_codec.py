@@ -6,18 +6,19 @@ import torch
 from test_spoken import clips
 
 import gamut
+from gamut.codecs.s3_tokenizer import S3Config, S3Tokenizer
 from gamut.codecs.timbre import timbre
 from gamut.codecs.vocoder_mel import mel24
 from gamut.data import sources
 from gamut.data.sources import Speech
 from gamut.data.spoken import Digits
-from gamut.data.voiced import TOKEN, voiced, voices
+from gamut.data.voiced import TOKEN, timbres, varied, voiced, voices, warped
 from gamut.io.runs import Run
 from gamut.recipes import step_audio_2_codec as recipe
 
 SMALL = recipe.Config(levels=(3, 3), width=16, layers=1, flow_width=16, flow_layers=1, vocoder_width=16, judge_width=8,
-                      judge_steps=5, first_steps=3, tokenizer_steps=3, flow_steps=3, flow_more=2, vocoder_steps=3, critic_steps=2,
-                      vocoder_more=2, batch=2)  # fmt: skip
+                      judge_steps=5, first_steps=3, tokenizer_steps=3, flow_steps=3, vocoder_steps=3, critic_steps=2,
+                      flow_more=2, vocoder_more=2, batch=2)  # fmt: skip
 
 
 @pytest.fixture
@@ -51,6 +52,29 @@ def test_tokens_mels_and_timbre_are_of_the_same_people():
     batch = voiced(digits, encode, 3, 10, 0, 0)
     assert batch.ids.shape == (3, 10) and batch.mel.shape == (3, 80, 20) and batch.timbre.shape == (3, 160)
     assert voices(digits, 2)["a"].speaker_S.shape == (160,)
+
+
+def test_whole_strings_are_shorter_rows_and_more_of_them():
+    config = S3Config(mels=80, width=16, layers=1, heads=2, ffn=16, levels=(3,))
+    digits, tokenizer = Digits(clips()), S3Tokenizer(config)
+    known = timbres(digits, 2)
+    assert sorted(known) == ["a", "b"] and known["a"].shape == (2, 160)
+    sizes = set()
+    for index in range(6):
+        batch = varied(digits, tokenizer, known, 2, 12, index, 0)
+        rows, longest = batch.ids.shape
+        sizes.add(rows)
+        assert batch.mel.shape == (rows, 80, 2 * longest) and batch.timbre.shape == (rows, 160)
+        assert int(batch.counts.max()) == longest <= 12 and int(batch.counts.min()) >= 1
+        again = varied(digits, tokenizer, known, 2, 12, index, 0)
+        assert all(torch.equal(a, b) for a, b in zip(batch, again, strict=True))
+    assert len(sizes) > 1 and sizes <= {2, 4, 6}
+
+
+def test_bands_are_moved_and_silence_stays():
+    mel = torch.arange(8.0)[:, None].expand(8, 3)
+    assert warped(mel, 1.25)[:, 0].tolist() == [0, 1.25, 2.5, 3.75, 5, 6.25, 7, 7]
+    assert torch.equal(warped(mel, 1.0), mel)
 
 
 def test_timbre_does_not_hear_loudness_or_silence():
