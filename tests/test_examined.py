@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from speeches import codec as small_codec
 
-from gamut.codecs.audio import MelCodec, MelCodecConfig
 from gamut.codecs.toolcall import ToolCall
 from gamut.data.conversations import Conversations, vocabulary
 from gamut.data.dialogues import Dialogue, Turn
@@ -48,7 +48,7 @@ def world() -> World:
 @pytest.fixture(scope="module")
 def speaker(world) -> Speaker:
     torch.manual_seed(0)
-    codec = MelCodec(MelCodecConfig(width=16, blocks=1, levels=(3, 3))).eval()
+    codec = small_codec()
     box = four_tools(library(world.digits, NAMES), menu(world.orders))
     words = vocabulary(9, box.schemas, world.orders)
     lm = LMConfig(words.vocab, 32, 2, 2, 1, 16, 48, max_positions=2048)

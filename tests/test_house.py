@@ -25,7 +25,9 @@ ORDER = [
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FREE = {"gamut.train.dist", "gamut.train.log"}  # beside io/ and evals/: not counted as what a recipe's reader must read
-READING = {"step_audio_2_codec": 4800, "farseer": 4200}  # three networks and their judges; a trainer and the laws
+READING = {  # three networks and their judges; conversations with tools and orders; a trainer and the laws
+    "step_audio_2_codec": 4800, "step_audio_2": 3700, "farseer": 4200,
+}  # fmt: skip
 CORE = {"torch", "numpy", "scipy", "safetensors", "jaxtyping", "tyro", "rich"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 RECIPES = [path for path in MODULES if path.parent.name == "recipes" and path.stem != "__init__"]

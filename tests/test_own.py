@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
+from speeches import codec as small_codec
 
-from gamut.codecs.audio import MelCodec, MelCodecConfig
 from gamut.codecs.weave import Marks
 from gamut.data.conversations import vocabulary
 from gamut.data.own import Own, read_conversations, split
 from gamut.generate.tools import calculator
+from gamut.generate.voice import SpeechCodec
 from gamut.io.convert import export
 from gamut.io.media import write_audio
 from gamut.io.runs import Run
@@ -21,9 +22,9 @@ from gamut.train.tuning import finetune, loss, own_data, saved
 WORDS = vocabulary(9, [calculator().schema])
 
 
-def codec() -> MelCodec:
+def codec() -> SpeechCodec:
     torch.manual_seed(0)
-    return MelCodec(MelCodecConfig(width=16, blocks=1, levels=(3, 3))).eval()
+    return small_codec()
 
 
 def model() -> Omni:

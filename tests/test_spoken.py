@@ -5,14 +5,12 @@ import random
 import pytest
 import torch
 
-from gamut.codecs.audio import MelCodec, MelCodecConfig
 from gamut.codecs.mel import hear, patches
 from gamut.data.noise import not_speech, padded
 from gamut.data.recordings import Recordings
 from gamut.data.sources import Clip
 from gamut.data.spoken import RATE, TASKS, Digits, noisy, stretched
-from gamut.data.talks import Talks, tokenizer
-from gamut.generate.tools import calculator
+from gamut.data.talks import tokenizer
 
 
 def clips(rate: int = RATE) -> list[Clip]:
@@ -23,14 +21,6 @@ def clips(rate: int = RATE) -> list[Clip]:
         for d in range(10)
         for speaker in ("a", "b")
     ]
-
-
-@pytest.fixture(scope="module")
-def talks() -> Talks:
-    torch.manual_seed(0)
-    codec = MelCodec(MelCodecConfig(width=16, blocks=1, levels=(3, 3))).eval()
-    tools = [calculator().schema]
-    return Talks(Digits(clips()), Digits(clips(), ("a",)), codec, tokenizer(9, tools), tools)
 
 
 def test_each_digit_lies_where_its_span_says():
@@ -82,53 +72,18 @@ def test_padding_and_stretching():
     assert len(stretched(torch.ones(100), 1.5)) == 150
 
 
-def test_a_batch_learns_the_answers_and_nothing_else(talks):
-    batch = talks.batch(0, 4, TASKS[1:2], aloud=0.0, read=0.0)
-    for row, learn in zip(batch.ids_BT.tolist(), batch.learn_BT.tolist(), strict=True):
-        written = talks.words.decode([i for i, own in zip(row, learn, strict=True) if own])
-        number = written.removesuffix("<|EOT|>")
-        assert number.isdigit() and 0 <= int(number) <= 18
-    assert len(batch.mels_NMF) == 4
-
-
-def test_spoken_answers_are_woven_and_whether_to_speak_is_not_learned(talks):
-    batch = talks.batch(1, 4, TASKS[3:4], aloud=1.0, read=0.0)
-    start = talks.words.id("<tts_start>")
-    assert (batch.ids_BT == start).sum() == 4
-    assert not bool(batch.learn_BT[batch.ids_BT == start].any())
-    row = batch.ids_BT[0].tolist()
-    first = row.index(start) + 1
-    assert row[first] < talks.marks.audio <= min(row[first + 1 : first + 5])  # one text id, four audio ids
-
-
-def test_the_calculator_is_called_and_answers(talks):
-    batch = talks.batch(2, 1, TASKS[5:], aloud=0.0)
-    text = talks.words.decode(batch.ids_BT[0].tolist())
-    call, _, rest = text.partition("</tool_call>")
-    expression = call.rpartition('{"expression": "')[2].removesuffix('"}')
-    a, b = map(int, expression.split("*"))
-    assert f"function_output\ncalculator\n{a * b}<|EOT|>" in rest
-    assert rest.endswith(f"assistant\n{a * b}<|EOT|>")
-
-
-def test_batches_are_a_function_of_their_number(talks):
-    a, b = talks.batch(5, 3), talks.batch(5, 3)
-    assert torch.equal(a.ids_BT, b.ids_BT)
-    assert torch.equal(a.mels_NMF, b.mels_NMF)
-    assert not torch.equal(a.ids_BT, talks.batch(6, 3).ids_BT)
-
-
 def test_as_many_patches_as_the_front_end_counts():
     mel = hear(torch.randn(RATE), RATE)
     assert patches(mel.shape[-1]) == 13
 
 
-def test_own_recordings_become_transcripts(talks):
+def test_own_recordings_become_transcripts():
     """Two pieces of 25 s make two audio blocks in one message; the transcript is what is learned."""
     clip = Clip(torch.randn(26 * RATE) * 0.1, RATE, "12")
-    batch = Recordings([clip], talks.words).batch(0, 2)
-    starts = batch.ids_BT == talks.words.id("<audio_start>")
+    words = tokenizer(9)
+    batch = Recordings([clip], words).batch(0, 2)
+    starts = batch.ids_BT == words.id("<audio_start>")
     assert starts.sum(1).tolist() == [2, 2]
     assert len(batch.mels_NMF) == 4
-    learned = talks.words.decode(batch.ids_BT[0][batch.learn_BT[0]].tolist())
+    learned = words.decode(batch.ids_BT[0][batch.learn_BT[0]].tolist())
     assert learned == "12<|EOT|>"

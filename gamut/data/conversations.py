@@ -17,11 +17,12 @@ from gamut.data.dialogues import Dialogue, Row, Writer
 from gamut.data.orders import Orders, hidden
 from gamut.data.scripts import SCRIPTS, Script, World
 from gamut.data.spoken import RATE, Digits
-from gamut.data.talks import PAUSE, TalkBatch, Voice, stacked, tokenizer
+from gamut.data.talks import TalkBatch, Voice, stacked, tokenizer
 from gamut.io.media import resample
 
 POOL = 4  # batches made together, so that rows of one length can be put side by side; ours
-SAMPLE = 2  # digits of the clip that a search for a voice returns; ours
+SAMPLE = 25  # tokens of the clip that a search for a voice returns, a second; ours
+PAUSE = 640  # samples of silence after each digit of an answer: two tokens. Ours
 
 
 def vocabulary(codes: int, tools: Sequence[Mapping], orders: Orders | None = None, size: int = 1280) -> Tokenizer:
@@ -55,8 +56,7 @@ class Conversations:
         self._pool: tuple[tuple, list[list[tuple[Row, list[Tensor], float]]]] | None = None
 
     def _encoded(self, wav: Tensor) -> list[int]:
-        rate = getattr(getattr(self.codec, "config", None), "rate", RATE)
-        return self.codec.encode(resample(F.pad(wav, (0, PAUSE)), RATE, rate)[None])[0].tolist()
+        return self.codec.encode(resample(F.pad(wav, (0, PAUSE)), RATE, self.codec.hears)[None])[0].tolist()
 
     def spoken(self, rng: random.Random, answer: str, voice: str = "") -> list[int]:
         """A woven answer: digits written, and said by recordings of the voice, each followed by a pause."""
@@ -64,7 +64,7 @@ class Conversations:
 
     def sample(self, rng: random.Random, voice: str) -> list[int]:
         """The audio ids of a short clip of a voice: what a search for it returns."""
-        return self._ids(rng, "".join(str(rng.randrange(10)) for _ in range(SAMPLE)), voice)
+        return self._ids(rng, "".join(str(rng.randrange(10)) for _ in range(4)), voice)[:SAMPLE]
 
     def _ids(self, rng: random.Random, digits: str, voice: str) -> list[int]:
         name = voice or self.world.voices[0]

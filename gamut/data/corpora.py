@@ -6,6 +6,8 @@ from gamut.data.sources import Clip, Speech
 from gamut.io import fsdd
 from gamut.io.media import read_audio
 
+COFFEE = "crowd-sourced spoken coffee orders (Picovoice speech-to-intent benchmark)"
+
 
 def coffee(rate: int | None = None) -> Speech:
     """530 spoken coffee orders of over 50 people, 16 kHz: no transcript; ``labels`` hold ``intent`` and ``slots``."""
@@ -16,8 +18,7 @@ def coffee(rate: int | None = None) -> Speech:
         labels = {"intent": rows[i]["intent"], "slots": json.loads(rows[i]["slots"])}
         return Clip(wav, found, "", name=str(rows[i]["id"]), labels=labels)
 
-    origin = "crowd-sourced spoken coffee orders (Picovoice speech-to-intent benchmark)"
-    return Speech("coffee orders", origin, "Apache-2.0", read, range(len(rows)))
+    return Speech("coffee orders", COFFEE, "Apache-2.0", read, range(len(rows)))
 
 
 def ljspeech(rate: int | None = None) -> Speech:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gamut.codecs.chat import encode_turns
+from gamut.codecs.chat import TTS_START, encode_turns
 from gamut.codecs.mel import PAD, WHISPER_HOP, WHISPER_RATE, hear, patches, pieces
 from gamut.codecs.prompts import TRANSCRIBE
 from gamut.codecs.text import Tokenizer
@@ -111,7 +111,7 @@ class Own:
 
     Args:
         tokens: positions of a batch, padding included; a longer conversation is refused.
-        codec: for spoken answers; its ``encode`` takes sound at ``codec.config.rate``.
+        codec: for spoken answers; its ``encode`` takes sound at ``codec.hears`` Hz.
     Raises:
         ValueError: a conversation longer than ``tokens``, or with a spoken answer and no codec; it names the line.
     """
@@ -155,7 +155,9 @@ class Own:
                         mels, seconds = mels + heard, seconds + len(wav) / rate
                 message = {**message, "content": written}
             messages.append(message)
-        return encode_turns(messages, self.words, one.tools or None, codes=self.codes), mels, seconds
+        ids, learn = encode_turns(messages, self.words, one.tools or None, codes=self.codes)
+        asked = self.words.id(TTS_START)  # whether to speak is the prompt's choice, not the model's
+        return (ids, [own and i != asked for i, own in zip(ids, learn, strict=True)]), mels, seconds
 
     def _said(self, one: Talked, part: Mapping[str, Any]) -> list[int]:
         """A spoken answer as woven ids; encoded once."""
@@ -163,7 +165,7 @@ class Own:
             raise ValueError(f"{one.where} has a spoken answer, which takes a codec that encodes; give one")
         marks, file = Marks.of(self.words, self.codec.vocab), one.folder / part["file"]
         if file not in self.spoken:
-            rate = getattr(getattr(self.codec, "config", None), "rate", 8000)
+            rate = self.codec.hears
             with torch.no_grad():
                 self.spoken[file] = self.codec.encode(read_audio(file, rate)[0][None])[0].tolist()
         return build_ta4(self.words.encode(part.get("text", "")), marks.audio_ids(self.spoken[file]), marks)

@@ -220,7 +220,7 @@ SCRIPTS = (
       for task in TASKS if not task.tool),
     Script("read", 0.12, read_aloud), Script("written", 0.08, written), Script("count on", 0.04, count_on),
     Script("who", 0.1, who_speaks), Script("calculator", 0.08, only("calculator")),
-    Script("audio search", 0.2, only("audio search")), Script("order", 0.2, only("order")),
+    Script("audio search", 0.2, only("audio search")), Script("order", 0.3, only("order")),
     Script("choice", 0.2, choose_tool), Script("memory", 0.2, memory),
 )  # fmt: skip
 

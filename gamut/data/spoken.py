@@ -42,7 +42,7 @@ def _row(digits: Sequence[int]) -> str:
 
 
 TASKS = (
-    Task("transcribe", TRANSCRIBE, (1, 2, 3, 4, 5, 6), _row, 0.4),
+    Task("transcribe", TRANSCRIBE, (1, 2, 3, 4, 5, 6), _row, 0.2),
     Task("sum", "Say the sum of the two numbers.", (2,), lambda d: str(d[0] + d[1]), 0.14),
     Task("difference", "Say how far apart the two numbers are.", (2,), lambda d: str(abs(d[0] - d[1])), 0.14),
     Task("maximum", "Say the larger of the two numbers.", (2,), lambda d: str(max(d)), 0.14),
@@ -74,9 +74,18 @@ class Digits:
     def __len__(self) -> int:
         return len(self.wavs)
 
+    @property
+    def names(self) -> list[str]:
+        """Everybody who speaks."""
+        return sorted(set(self.speakers))
+
     def keep(self, which: Sequence[int]) -> "Digits":
         """Only these recordings, by their place."""
         return Digits([self.clips[i] for i in which])
+
+    def first(self, each: int) -> "Digits":
+        """Of every digit the first ``each`` recordings."""
+        return self.keep([i for ids in self.by_digit.values() for i in ids[:each]])
 
     def say(
         self, digits: Sequence[int], rng: random.Random, *, vary: bool = True, gap: tuple[float, float] = (0.02, 0.3),

@@ -4,7 +4,7 @@ words, calls, and the sound as judges hear it. Beside them chance, the commonest
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,25 +15,39 @@ from torch import Tensor
 from gamut.codecs.answer import WeaveParser, remember
 from gamut.codecs.chat import EOT, TTS_START, encode_chat, without_thinking
 from gamut.codecs.mel import hear, pad_mels
+from gamut.codecs.prompts import READ_ALOUD
 from gamut.codecs.toolcall import ToolCall, parse_tool_calls
 from gamut.codecs.weave import Marks
 from gamut.data.dialogues import Dialogue, Turn, human, prefill
-from gamut.data.scripts import SCRIPTS, Script, World, describe
-from gamut.data.spoken import RATE, Digits, at_ratio
+from gamut.data.scripts import (
+    ASSIST,
+    ASSIST_ALOUD,
+    CONVERSE,
+    CONVERSE_ALOUD,
+    SCRIPTS,
+    WHO,
+    Script,
+    World,
+    describe,
+)
+from gamut.data.spoken import RATE, TASKS, Digits, at_ratio
+from gamut.evals.judges import Sphinx, who
 from gamut.evals.judges import hear as judged
-from gamut.evals.judges import who
 from gamut.evals.metrics import error_rate
 from gamut.generate.ar import Prompt, generate
 from gamut.generate.sampling import Sampling
 from gamut.generate.speak import heard, with_sound
 from gamut.generate.speaker import Speaker
 from gamut.generate.tools import Toolbox
+from gamut.generate.voice import SpeechCodec
 from gamut.generate.voices import Voice, four_tools
 from gamut.io.media import resample
+from gamut.io.progress import counting
 from gamut.models.judge import DigitJudge
 
 LONGEST = 160  # tokens of an answer: about five seconds of speech
 GREEDY = Sampling(temperature=0.0)
+ARITHMETIC = [task.name for task in TASKS[1:] if not task.tool]
 
 
 @dataclass
@@ -46,6 +60,8 @@ class Played:
     results: list[str] = field(default_factory=list)
     text: str = ""
     codes: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)  # all that the last answer is made of
+    voice: Any = None  # what the codec takes on; None: its usual one
     wav: Tensor = field(default_factory=lambda: torch.zeros(0))  # 8 kHz
 
     @property
@@ -80,11 +96,19 @@ class _Held:
     played: list[Played] = field(default_factory=list)
 
 
+def taught() -> dict[str, dict[str, bool]]:
+    """Every request of `data.scripts`, and how it is answered."""
+    tasks = {task.prompt: task != TASKS[0] for task in TASKS if not task.tool}
+    plain = tasks | {CONVERSE_ALOUD: True, CONVERSE: False, READ_ALOUD: True, WHO: False}
+    with_tools = {ASSIST_ALOUD: True, ASSIST: False}
+    return {name: {"aloud": aloud, "tools": name in with_tools} for name, aloud in (plain | with_tools).items()}
+
+
 def library(digits: Digits, names: Sequence[str], seed: int = 0) -> list[Voice]:
-    """A clip of each of these people, two digits long, described as in `data.scripts`."""
+    """A clip of each of these people, four digits long, described as in `data.scripts`."""
     def clip(name: str) -> tuple[Tensor, int]:
         rng = random.Random(f"library {seed} {name}")
-        return digits.say([rng.randrange(10) for _ in range(2)], rng, vary=False, speaker=name).wav, RATE
+        return digits.say([rng.randrange(10) for _ in range(4)], rng, vary=False, speaker=name).wav, RATE
 
     return [Voice(name, "; ".join(describe(name)), "", partial(clip, name)) for name in names]
 
@@ -128,6 +152,7 @@ def _reply(speaker: Speaker, held: Sequence[_Held], sampling: Sampling, *, told:
         woven = WeaveParser(marks, prefix.endswith(TTS_START), reopen=True).push(ids)
         written = words.decode([i for i in woven.other_ids if i < marks.audio])
         one.messages.append(remember(ids, words, prefix))
+        played.ids = ids
         played.codes, played.text = marks.audio_codes(woven.audio_ids), words.decode(woven.text_ids)
         if not played.text:
             played.text = without_thinking(prefix + written).strip()
@@ -141,16 +166,18 @@ def _told(speaker: Speaker, one: _Held, played: Played, marks: Marks) -> None:
         played.results.append(result.content)
         message = result.message
         if result.sound:
-            message = with_sound(message, marks.audio_ids(heard(speaker.codec, result.sound)[0]))
+            codes, played.voice = heard(speaker.codec, result.sound)
+            message = with_sound(message, marks.audio_ids(codes))
         one.messages.append(message)
 
 
-def sounded(speaker: Speaker, played: Sequence[Played], decode: Callable[[Tensor], Tensor] | None = None) -> None:
-    """Give every answer its sound at the judges' rate. ``decode``: codes (1, N) to sound; the codec's own if None."""
-    decode = decode or speaker.codec.decode
-    for one in played:
-        if one.codes:
-            one.wav = resample(decode(torch.tensor([one.codes]))[0], speaker.codec.config.rate, RATE)
+def sounded(speaker: Speaker, played: Sequence[Played]) -> None:
+    """Give every answer its sound, in the voice that was found for it, at the judges' rate."""
+    said = [one for one in played if one.codes]
+    with counting("answers to say", len(said)) as seen:
+        for one in said:
+            one.wav = resample(speaker.codec.decode(torch.tensor([one.codes]), one.voice)[0], speaker.codec.rate, RATE)
+            seen.step()
 
 
 def dialogues(world: World, scripts: Sequence[Script], each: int, seed: int = 0) -> list[Dialogue]:
@@ -186,6 +213,11 @@ def scores(played: Sequence[Played], judge: DigitJudge, people: DigitJudge | Non
         out[f"{kind}/text/constant"] = Counter(wanted).most_common(1)[0][1] / len(some)
         if aloud := [one for one in some if one.turn.aloud]:
             out[f"{kind}/aloud"] = _share(_said(judge, one) for one in aloud)
+    if sums := [one for kind in ARITHMETIC for one in by_kind.get(kind, ())]:
+        out["arithmetic/text"] = _share(one.right for one in sums)
+        out["arithmetic/text/constant"] = sum(out[f"{one.turn.kind}/text/constant"] for one in sums) / len(sums)
+        if aloud := [one for one in sums if one.turn.aloud]:
+            out["arithmetic/aloud"] = _share(_said(judge, one) for one in aloud)
     if offered := [one for one in played if one.dialogue.tools]:
         out["tools/choice"] = _share(one.tool == one.wanted_tool for one in offered)
         tools = Counter(one.wanted_tool for one in offered)
@@ -207,7 +239,7 @@ def examine(
     """`scores` at several noise levels, and what was played at the first.
 
     ``levels``: dB of the questions over white noise. Scores of the first carry their names alone, those of the others
-    end in ``/10dB`` and the like, those of the first questions without their sound in ``/no_sound``.
+    end in ``/10dB`` and the like, those of the first questions without their sound in ``/no_sound`` (words alone).
     """
     out: dict[str, float] = {}
     first: list[Played] = []
@@ -221,10 +253,38 @@ def examine(
         out |= {name + ending: value for name, value in scores(played, judge, people).items()
                 if not ending or name.count("/") == 1}  # fmt: skip
         first = first or played
+    out |= ceiling(speaker.codec, judge, world, first, seed)
     silent = converse(speaker, [silenced(dialogue) for dialogue in asked], voices, menu)
-    sounded(speaker, silent)
-    found = scores(silent, judge, people)
+    found = {name: value for name, value in scores(silent, judge).items() if not name.endswith("/aloud")}
     return out | {f"{name}/no_sound": value for name, value in found.items() if name.count("/") == 1}, first
+
+
+def ceiling(
+    codec: SpeechCodec, judge: DigitJudge, world: World, played: Sequence[Played], seed: int = 0
+) -> dict[str, float]:
+    """What an answer aloud can score at best: the right digits said by recordings of the usual voice
+    (``aloud/recorded``), and these through the codec (``aloud/ceiling``); ``sphinx/``: as pocketsphinx hears either,
+    and the answers themselves (``sphinx/aloud``), where it is installed.
+    """
+    some = [one for one in played if one.turn.kind in ARITHMETIC and one.turn.aloud]
+    if not some or world.voices[0] not in world.digits.names:
+        return {}
+    rng = random.Random(f"ceiling {seed}")
+    wanted = [[int(c) for c in one.turn.answer] for one in some]
+    real = [world.digits.say(d, rng, vary=False, gap=(0.04, 0.12), speaker=world.voices[0]).wav for d in wanted]
+    coded = [resample(codec.decode(codec.encode(resample(wav, RATE, codec.hears)[None]))[0], codec.rate, RATE)
+             for wav in real]  # fmt: skip
+    sounds = {"aloud/recorded": real, "aloud/ceiling": coded}
+    out = {name: _share(judged(judge, wav)[0] == d for wav, d in zip(wavs, wanted, strict=True))
+           for name, wavs in sounds.items()}  # fmt: skip
+    try:
+        sphinx = Sphinx()
+    except ImportError:
+        return out
+    for name, wavs in (sounds | {"aloud": [one.wav for one in some]}).items():
+        hits = [len(wav) > 0 and sphinx.hear(wav, len(d)) == d for wav, d in zip(wavs, wanted, strict=True)]
+        out["sphinx/" + name] = _share(hits)
+    return out
 
 
 def ordered(some: Sequence[Played]) -> dict[str, float]:

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from gamut.codecs.vocoder_mel import mel24
 from gamut.data.spoken import RATE
+from gamut.evals.conversations import Played
 from gamut.evals.judges import hear as judged
-from gamut.evals.talks import Answer
 from gamut.generate.speaker import Speaker
+from gamut.io.media import resample
 from gamut.io.report import Audio, Card, Columns, Heading, Mel, Table, Tokens
 from gamut.models.judge import DigitJudge
 
@@ -30,21 +33,28 @@ def provenance(origin: str, steps: Mapping[str, int], metrics: Mapping[str, floa
     return blocks
 
 
-def samples(speaker: Speaker, judge: DigitJudge, answers: Sequence[Answer], count: int = 10) -> list:
-    """Blocks of a report: questions and answers to listen to, taken evenly from all, right or wrong."""
-    chosen = answers[:: max(1, len(answers) // count)][:count]
+def samples(speaker: Speaker, judge: DigitJudge, played: Sequence[Played], count: int = 12) -> list:
+    """Blocks of a report: turns to listen to, answered aloud, as many of every kind as fit; right or wrong."""
+    by_kind: dict[str, list[Played]] = {}
+    for one in played:
+        if len(one.wav):
+            by_kind.setdefault(one.turn.kind, []).append(one)
+    rounds = zip_longest(*by_kind.values())
+    chosen = [one for some in rounds for one in some if one is not None][:count]
     cards = []
-    for answer in chosen:
-        heard = "".join(map(str, judged(judge, answer.wav)[0])) or "nothing"
-        said = " ".join(map(str, answer.digits))
-        strip = [(speaker.words.inner.id_to_token(i) or "", i, _kind(speaker, i)) for i in answer.ids]
-        blocks = [Audio(f"question: {said}", answer.sound, RATE)]
-        if len(answer.wav):
-            mel = speaker.codec.mel(answer.wav[None])[0]
-            blocks += [Audio(f"answer: {answer.text}, heard as {heard}", answer.wav, RATE),
-                       Mel("mel of the answer", mel, len(answer.wav) / RATE)]  # fmt: skip
-        cards.append(Card(f"{answer.task.prompt} → {answer.wanted}", [*blocks, Tokens("tokens", strip)]))
-    return [Heading("Listen", "Held-out recordings ask; the answers are drawn evenly, right or wrong."), Columns(cards)]
+    for one in chosen:
+        turn, heard = one.turn, "".join(map(str, judged(judge, one.wav)[0])) or "nothing"
+        strip = [(speaker.words.inner.id_to_token(i) or "", i, _kind(speaker, i)) for i in one.ids]
+        blocks: list[Any] = [Audio("question", turn.wav, turn.rate)] if turn.wav is not None else []
+        called = [(f"{call.name} {call.arguments}", result) for call, result in zip(one.calls, one.results)]  # noqa: B905
+        blocks += [Table(("called", "told"), called)] if called else []
+        mel = mel24(resample(one.wav, RATE, 24000))
+        blocks += [Audio(f"answer: {one.text}, heard as {heard}", one.wav, RATE),
+                   Mel("mel of the answer", mel, len(one.wav) / RATE), Tokens("tokens", strip)]  # fmt: skip
+        asked = " ".join(part for part in (one.dialogue.system, turn.request) if part)
+        cards.append(Card(f"{asked} → {turn.answer}", blocks))
+    return [Heading("Listen", "Held-out recordings ask; every kind of conversation in turn, right or wrong."),
+            Columns(cards)]  # fmt: skip
 
 
 def _kind(speaker: Speaker, id: int) -> str:

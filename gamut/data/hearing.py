@@ -1,0 +1,82 @@
+"""What an encoder learns to hear from: which digit is being said and by whom, moment by moment; what is ordered.
+
+N clips · M mel bins · F mel frames (100 a second) · T steps of the encoder (25 a second) · S slots of an order
+"""
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gamut.codecs.mel import hear, pad_mels
+from gamut.data.orders import Orders, hidden
+from gamut.data.spoken import RATE, Digits, noisy
+
+STEP = RATE // 25  # samples of a recording of digits per step of the encoder
+
+
+class Frames(NamedTuple):
+    """Log-mels, their frames, and per step the digit (10: none) and the speaker (the last class: nobody); -100 behind
+    a clip's end."""
+
+    mels: Float[Tensor, "N M F"]
+    lens: Int[Tensor, " N"]
+    digits: Int[Tensor, "N T"]
+    speakers: Int[Tensor, "N T"]
+
+
+class Ordered(NamedTuple):
+    """Log-mels, their frames, and for every slot the class of its value (0: not mentioned; -100: never seen)."""
+
+    mels: Float[Tensor, "N M F"]
+    lens: Int[Tensor, " N"]
+    slots: Int[Tensor, "N S"]
+
+
+def digit_frames(digits: Digits, size: int, index: int, seed: int) -> Frames:
+    """Batch number ``index``: noisy strings of digits, each digit by somebody else or all by one."""
+    rng = random.Random(f"hear {seed} {index}")
+    count, names = rng.choice((1, 2, 3, 4, 6)), digits.names
+    mels, spans = [], []
+    for _ in range(size):
+        one = rng.choice(names) if rng.random() < 0.5 else ""
+        said = digits.say([rng.randrange(10) for _ in range(count)], rng, speaker=one)
+        mels.append(hear(noisy(said.wav, rng, -4.5, -1.6), RATE))
+        spans.append(list(zip(said.spans, said.digits, said.speakers, strict=True)))
+    mels_NMF, lens_N = pad_mels(mels)
+    digits_NT = torch.full((size, (mels_NMF.shape[-1] + 1) // 4), -100)
+    speakers_NT = digits_NT.clone()
+    for row, (length, parts) in enumerate(zip(lens_N.tolist(), spans, strict=True)):
+        end = (length + 1) // 4
+        digits_NT[row, :end], speakers_NT[row, :end] = 10, len(names)
+        for (a, b), digit, name in parts:
+            place = slice(round(a / STEP), min(end, max(round(b / STEP), round(a / STEP) + 1)))
+            digits_NT[row, place], speakers_NT[row, place] = digit, names.index(name)
+    return Frames(mels_NMF, lens_N, digits_NT, speakers_NT)
+
+
+def values(orders: Orders) -> dict[str, list[str]]:
+    """Slot -> the values it takes in these orders, in the order of the alphabet; class 0 is none of them."""
+    found: dict[str, set[str]] = {}
+    for slots in orders.slots:
+        for name, value in slots.items():
+            found.setdefault(name, set()).add(value)
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def order_slots(orders: Orders, named: dict[str, list[str]], size: int, index: int, seed: int) -> Ordered:
+    """Batch number ``index``: noisy orders with bands and moments hidden."""
+    rng = random.Random(f"hear orders {seed} {index}")
+    mels, labels = [], []
+    for _ in range(size):
+        which = rng.randrange(len(orders))
+        mels.append(hidden(hear(noisy(orders.say(which, rng), rng, -4.5, -1.6), orders.rate), rng))
+        labels.append([_place(named[name], orders.slots[which].get(name)) for name in named])
+    return Ordered(*pad_mels(mels), torch.tensor(labels))
+
+
+def _place(values: Sequence[str], value: str | None) -> int:
+    return 0 if value is None else values.index(value) + 1 if value in values else -100

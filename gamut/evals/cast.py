@@ -1,0 +1,83 @@
+"""Who and what a small world is made of: recordings of people, their voices, orders, four tools, and a codec. One split
+of it to learn from, another to be examined on.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import gamut
+from gamut.codecs.text import Tokenizer
+from gamut.data import corpora, sources
+from gamut.data.orders import Orders, menu
+from gamut.data.scripts import World
+from gamut.data.spoken import Digits
+from gamut.evals.conversations import library, taught
+from gamut.generate.speaker import Speaker
+from gamut.generate.tools import Toolbox
+from gamut.generate.voice import SpeechCodec
+from gamut.generate.voices import Voice, four_tools
+from gamut.models.omni import Omni
+
+
+@cache
+def recorded_orders() -> Orders:
+    return Orders(corpora.coffee())
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A split of the recordings. ``names``: everybody, the usual voice first; ``orders``: None where there are none."""
+
+    spoken: sources.Speech
+    orders: Orders | None
+    names: Sequence[str]
+
+    @classmethod
+    def of(cls, split: str, source: str = "auto", voice: str = "", fold: int = 0) -> "Cast":
+        """``split``: train or test. ``source``: as in ``sources.digits``. ``fold``: of the orders, kept for the test."""
+        spoken, orders = sources.digits(split, source), None
+        try:
+            orders = recorded_orders().fold(fold)[split == "test"]
+        except ValueError as error:
+            warnings.warn(f"nothing about coffee: {error}", stacklevel=2)
+        return cls(spoken, orders, sorted(Digits(spoken).names, key=lambda name: (name != voice, name)))
+
+    @cached_property
+    def world(self) -> World:
+        return World(Digits(self.spoken), self.names, self.orders)
+
+    @cached_property
+    def people(self) -> list[Voice]:
+        """A clip of everybody, to be found and answered in the voice of."""
+        return library(self.world.digits, self.names)
+
+    @property
+    def menu(self) -> dict[str, list[str]]:
+        return menu(self.orders) if self.orders else {}
+
+    @cached_property
+    def tools(self) -> Toolbox:
+        return four_tools(self.people, self.menu)
+
+    @property
+    def schemas(self) -> list[Mapping]:
+        return self.tools.schemas
+
+    @property
+    def origin(self) -> str:
+        """Where the sound is from, for a report."""
+        return self.spoken.origin + (f"; {corpora.COFFEE}" if self.orders else "")
+
+    def codec(self, folder: Path) -> SpeechCodec:
+        """The codec of a folder with a tokenizer and a token2wav, whose usual voice is the first of ``names``."""
+        codec, name = SpeechCodec(gamut.load(folder / "tokenizer"), gamut.load(folder / "token2wav")), self.names[0]
+        known = codec.voices.get(name)
+        codec.wave.voices = {name: known if known is not None else codec.voice_of(*self.people[0].read())}
+        return codec
+
+    def speaker(self, model: Omni, words: Tokenizer, codec: SpeechCodec) -> Speaker:
+        """A trained model as one that can be asked, and knows what it was taught."""
+        return Speaker(model.eval(), words, codec, self.tools, taught())

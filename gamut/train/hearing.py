@@ -1,0 +1,75 @@
+"""An encoder that learns to hear before a language model listens to it. Stands where the paper takes Qwen2-Audio's
+(arXiv 2507.16632 App. B), which has heard everything; ours, for a small one that has heard nothing.
+
+D width · S slots of an order · T steps of the encoder
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gamut.data.hearing import Frames, Ordered, digit_frames, order_slots, values
+from gamut.data.load import Batches
+from gamut.data.orders import Orders
+from gamut.data.spoken import Digits
+from gamut.io.runs import Run
+from gamut.models.audio_encoder import AudioEncoder
+from gamut.train.loop import fit
+from gamut.train.optim import Optim
+
+
+class Slots(nn.Module):
+    """What is ordered: one look over the whole clip for each slot. It is thrown away after training."""
+
+    def __init__(self, width: int, classes: Sequence[int]):
+        super().__init__()
+        self.query_SD, self.key = nn.Parameter(0.1 * torch.randn(len(classes), width)), nn.Linear(width, width)
+        self.heads = nn.ModuleList(nn.Linear(width, count) for count in classes)
+
+    def forward(self, x_NTD: Float[Tensor, "N T D"], lens_N: Int[Tensor, " N"]) -> list[Float[Tensor, "N _"]]:
+        behind_NT = torch.arange(x_NTD.shape[1]) >= lens_N[:, None]
+        scores_NST = torch.einsum("sd,ntd->nst", self.query_SD, self.key(x_NTD))
+        seen_NSD = scores_NST.masked_fill(behind_NT[:, None], -torch.inf).softmax(-1) @ x_NTD
+        return [head(seen_NSD[:, i]) for i, head in enumerate(self.heads)]
+
+
+def learn_to_hear(
+    encoder: AudioEncoder, digits: Digits, orders: Orders | None, run: Run | None, *, steps: int, lr: float,
+    batch: int = 16, seed: int = 0,
+) -> None:
+    """Which digit is said and who says it, step by step; every other update, what is ordered, from the clip as a whole.
+    """
+    width, named = encoder.config.width, values(orders) if orders else {}
+    torch.manual_seed(seed)
+    heads = nn.ModuleDict({"digit": nn.Linear(width, 11), "speaker": nn.Linear(width, len(digits.names) + 1)})
+    slots = Slots(width, [len(each) + 1 for each in named.values()])
+
+    def step(given: Frames | Ordered, phase: str):
+        x_NTD, lens_N = encoder(given.mels, given.lens)
+        seconds = {"audio_s": float(given.lens.sum()) / 100}
+        if isinstance(given, Frames):
+            digit, speaker = heads["digit"](x_NTD), heads["speaker"](x_NTD)
+            right = (digit.argmax(-1) == given.digits)[given.digits >= 0].float().mean()
+            loss = _missed(digit, given.digits) + 0.5 * _missed(speaker, given.speakers)
+            return loss, {"accuracy": right, **seconds}
+        losses = [_missed(logits, given.slots[:, i]) for i, logits in enumerate(slots(x_NTD, lens_N))]
+        return 0.5 * torch.stack(losses).sum(), {"order_loss": torch.stack(losses).mean().detach(), **seconds}
+
+    def make(index: int) -> Frames | Ordered:
+        if orders and index % 2:
+            return order_slots(orders, named, batch, index, seed)
+        return digit_frames(digits, batch, index, seed)
+
+    fit(step, nn.ModuleDict({"encoder": encoder, "heads": heads, "slots": slots}), Batches(make), steps=steps,
+        optim=Optim(lr, warmup=steps // 8, weight_decay=0.02, betas=(0.9, 0.98)), run=run, stage="hear", seed=seed,
+        save_every=250)  # fmt: skip
+
+
+def _missed(logits: Float[Tensor, "*N C"], labels: Int[Tensor, "*N"]) -> Float[Tensor, ""]:
+    """Cross entropy over the labels that are none of -100; 0 if all are."""
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum") / max(
+        1, int((labels >= 0).sum())
+    )
