@@ -33,7 +33,7 @@ class Experts(nn.Module):
     ) -> Float[Tensor, "N D"]:
         """Sum of the picked experts' outputs, weighted. Pairs are sorted by expert, so that each works on one block."""
         pair_P = pick_NK.flatten().argsort(stable=True)
-        token_P, weight_P = pair_P // pick_NK.shape[1], weight_NK.flatten()[pair_P]
+        token_P, weight_P = pair_P // pick_NK.shape[1], weight_NK.flatten().gather(0, pair_P)
         count_E = pick_NK.flatten().bincount(minlength=len(self.gate))
         weights, device = (self.gate, self.up, self.down), x_ND.device.type
         if torch.is_autocast_enabled(device):
