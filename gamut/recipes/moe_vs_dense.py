@@ -31,7 +31,7 @@ LIMITS = (
     "whether training is stable and balanced, and which side wins here. What it cannot: the paper's optimum. Attention "
     "and the dense first layer alone are a tenth of N, experts are 16 channels wide, the mixtures' residual stream is "
     "half as wide as the dense model's, routers cost up to a seventh of the FLOPs, and the dense model reads 1.5 "
-    "characters a parameter where the paper's findings hold from 20 tokens: whoever reads more is favoured, and that is "
+    "characters a parameter where the paper's findings hold from 20 tokens: that favours whoever reads more, which is "
     "the mixture. None of that is so at 2 to 7 B."
 )
 
