@@ -1,17 +1,14 @@
 """Conversations with a past, sound files that grow, and what people hand to a chat that should not work."""
 
-import io
 import math
-import threading
 import time
-import wave
 from dataclasses import replace
 
 import pytest
 import soundfile
 import torch
+from speeches import codec as small_codec
 
-from gamut.codecs.audio import MelCodec, MelCodecConfig
 from gamut.codecs.chat import encode_chat
 from gamut.codecs.mel import patches, pieces
 from gamut.data.conversations import vocabulary
@@ -23,7 +20,7 @@ from gamut.generate.speak import Asked, Done, Sound, Thought, Told, Words, colle
 from gamut.generate.speaker import Speaker
 from gamut.generate.tools import Toolbox, calculator
 from gamut.generate.voices import Voice, four_tools, library
-from gamut.io.growing import WavWriter, settled
+from gamut.io.growing import WavWriter
 from gamut.io.media import read_audio, write_audio
 from gamut.models.audio_encoder import AudioEncoderConfig
 from gamut.models.lm import LMConfig
@@ -34,7 +31,7 @@ from gamut.models.omni import Omni, OmniConfig
 def speaker() -> Speaker:
     """Random weights: what it says is nonsense, how it goes about it is not."""
     torch.manual_seed(0)
-    codec = MelCodec(MelCodecConfig(width=16, blocks=1, levels=(3, 3))).eval()
+    codec = small_codec()
     tools = Toolbox([calculator()])
     words = vocabulary(9, tools.schemas)
     lm = LMConfig(words.vocab, 32, 2, 2, 1, 16, 48, max_positions=1024)
@@ -209,60 +206,6 @@ def test_a_file_that_is_cut_short_or_empty_is_named(speaker, tmp_path):
             chat(speaker, tmp_path / name, out=tmp_path / "out.wav")
 
 
-def test_the_written_file_is_whole_at_every_moment(tmp_path):
-    path = tmp_path / "a.wav"
-    path.write_bytes(b"an older file")
-    parts = [tone(0.1 * k) for k in (1, 3, 2)]
-    with WavWriter(path, 16000) as out:
-        total = 0
-        for part in [tone(0), *parts]:
-            out.append(part)
-            total += len(part)
-            with wave.open(io.BytesIO(path.read_bytes())) as file:  # another program looks
-                assert (file.getnframes(), file.getframerate()) == (total, 16000)
-                assert len(file.readframes(total)) == 2 * total
-    wav, rate = read_audio(path)
-    assert rate == 16000 and torch.allclose(wav, torch.cat(parts), atol=1 / 32000)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.wav"]
-    with pytest.raises(ValueError, match=r"must go to a \.wav, got 'a\.mp3'"):
-        WavWriter(tmp_path / "a.mp3", 16000)
-
-
-def test_a_header_never_promises_samples_that_are_not_there(tmp_path):
-    """Samples go in first: whoever reads between the two writes sees the shorter file."""
-    path = tmp_path / "a.wav"
-    with WavWriter(path, 8000) as out:
-        out.append(torch.full((100,), 2.0))  # clipped
-        out.file.seek(44 + 200)
-        out.file.write(b"\x01" * 60)
-        out.file.flush()
-        with wave.open(io.BytesIO(path.read_bytes())) as file:
-            assert file.getnframes() == 100 and file.readframes(1) == b"\xff\x7f"
-
-
-def test_a_file_that_grows_is_waited_for(tmp_path):
-    path, ended = tmp_path / "mic.wav", []
-
-    def record() -> None:
-        with WavWriter(path, 8000) as out:
-            for _ in range(6):
-                out.append(tone(0.25, 8000))
-                time.sleep(0.1)
-        ended.append(time.monotonic())
-
-    thread = threading.Thread(target=record)
-    thread.start()
-    while not path.exists():
-        time.sleep(0.01)
-    settled(path, patience=0.6)
-    assert ended and len(read_audio(path)[0]) == 12000
-    thread.join()
-    began = time.monotonic()
-    time.sleep(0.3)
-    settled(path, patience=0.2)  # old: not waited for
-    assert time.monotonic() - began < 0.5
-
-
 def test_what_a_chat_prints_and_measures(tmp_path):
     """By hand: the first sound after one of four words, half a second of sound."""
     from gamut.codecs.toolcall import ToolCall
@@ -281,6 +224,52 @@ def test_what_a_chat_prints_and_measures(tmp_path):
     assert not math.isnan(figures.took)
 
 
+def test_a_thought_without_an_answer_says_what_to_do(tmp_path):
+    shown: list[str] = []
+    with WavWriter(tmp_path / "a.wav", 8000) as out:
+        say([Thought("7"), Done([], "stop")], out, shown.append)
+    assert "".join(shown) == "\nthinks: 7\nit said nothing after its thought; ask without --thinks\n"
+    assert Figures(0.1, 2.0, 1.0, 0.5).line.endswith("real-time factor 2.00 (slower than it is heard)")
+
+
+def test_a_question_is_never_written_over_and_an_answer_only_by_another(speaker, tmp_path, capsys):
+    question = write_audio(tmp_path / "q.wav", tone(0.5), 16000)
+    before = question.read_bytes()
+    with pytest.raises(ValueError, match=r"written over the question '.*q\.wav'; give another file with --out"):
+        chat(speaker, tmp_path, out=tmp_path / "x" / ".." / "q.wav")
+    assert question.read_bytes() == before
+    (tmp_path / "a.wav").write_bytes(b"an older answer")
+    long = write_audio(tmp_path / "long.wav", torch.zeros(8000 * 200), 8000)
+    for path, why in ((long, "is 3 min long and takes"), (tmp_path / "none.wav", "does not exist")):
+        with pytest.raises(ValueError, match=why):
+            chat(speaker, path, out=tmp_path / "a.wav")
+        assert (tmp_path / "a.wav").read_bytes() == b"an older answer"
+    capsys.readouterr()
+    chat(speaker, question, out=tmp_path / "a.wav", sampling=SHORT)
+    assert soundfile.info(tmp_path / "a.wav").samplerate == speaker.codec.rate
+    assert capsys.readouterr().out.startswith("question: q.wav, 0.5 s\n")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.wav", "long.wav", "q.wav"]
+
+
+def test_stopped_in_the_middle_an_answer_is_whole_as_far_as_it_came(speaker, tmp_path, monkeypatch):
+    """Ctrl-C between two pieces of sound; and before the first, when nothing is touched."""
+    question, out = write_audio(tmp_path / "q.wav", tone(0.5), 16000), tmp_path / "a.wav"
+
+    def interrupted(pieces: int):
+        def ask(*_):
+            yield from [Words("seven", True), *[Sound(torch.zeros(400))] * pieces]
+            raise KeyboardInterrupt
+
+        return ask
+
+    for pieces_, left in ((0, None), (2, 800)):
+        monkeypatch.setattr(Talk, "ask", interrupted(pieces_))
+        with pytest.raises(KeyboardInterrupt):
+            chat(speaker, question, out=out)
+        assert (soundfile.info(out).frames if out.exists() else None) == left
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.wav", "q.wav"]
+
+
 def test_a_folder_is_a_conversation(speaker, tmp_path, capsys):
     (tmp_path / "q").mkdir()
     for name in ("2.wav", "1.wav"):
@@ -290,7 +279,7 @@ def test_a_folder_is_a_conversation(speaker, tmp_path, capsys):
     figures = chat(speaker, tmp_path / "q", out=tmp_path / "a.wav", sampling=SHORT)
     shown = capsys.readouterr().out
     assert len(figures) == 2 and shown.count("heard: ") == 2
-    assert soundfile.info(tmp_path / "a.wav").frames == sum(round(f.seconds * 8000) for f in figures)
+    assert soundfile.info(tmp_path / "a.wav").frames == sum(round(f.seconds * 24000) for f in figures)
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match=r"holds no sound files; allowed: \.wav"):
         questions(tmp_path / "none")

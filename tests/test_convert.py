@@ -211,8 +211,8 @@ def test_messages_say_what_is_possible(golden, tmp_path):
     save_folder(src, weights, {"model_type": "bloom"})
     with pytest.raises(ValueError, match=r"must be one of qwen2, .*step_audio_2; got 'bloom'"):
         convert(src, tmp_path / "x")
-    save_folder(tmp_path / "codec", weights, {"gamut": "0", "class": "MelCodec", "config": {}})
-    with pytest.raises(ValueError, match="a MelCodec has no official layout; exportable classes: LM, Omni"):
+    save_folder(tmp_path / "codec", weights, {"gamut": "0", "class": "Token2Wav", "config": {}})
+    with pytest.raises(ValueError, match="a Token2Wav has no official layout; exportable classes: LM, Omni"):
         export(tmp_path / "codec", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

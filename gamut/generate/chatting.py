@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class Talk:
 
 
 def _span(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,15 @@ class Figures:
         if not self.seconds:
             return f"answered in {self.took:.2f} s, without speech"
         return (f"first sound after {self.first:.2f} s, with {100 * self.early:.0f} % of the words written; "
-                f"{self.seconds:.1f} s of speech in {self.took:.1f} s: real-time factor {self.took / self.seconds:.2f}")
+                f"{self.seconds:.1f} s of speech in {self.took:.1f} s: real-time factor {self.took / self.seconds:.2f}"
+                f"{'' if self.took < self.seconds else ' (slower than it is heard)'}")
 
 
 def say(events: Iterable[Event], out: WavWriter | None, show: Callable[[str], object] | None = None) -> Figures:
     """Print an answer while it comes and write its sound as it comes, if it has any. ``show`` takes the text; print if
     None."""
     show = show or (lambda text: print(text, end="", flush=True))
-    began, first, words, early, inside = time.perf_counter(), 0.0, 0, 0, ""
+    began, first, words, early, thought, inside = time.perf_counter(), 0.0, 0, 0, False, ""
     before = out.samples if out else 0
     for event in events:
         kind = type(event).__name__
@@ -134,6 +136,7 @@ def say(events: Iterable[Event], out: WavWriter | None, show: Callable[[str], ob
                 words += len(text)
                 show(text)
             case Thought(text):
+                thought = True
                 show(text)
             case Sound(wav):
                 if not first:
@@ -144,6 +147,8 @@ def say(events: Iterable[Event], out: WavWriter | None, show: Callable[[str], ob
                 show(f"{call.name} {call.arguments}")
             case Told(result):
                 show(f"\n  gives: {result.content[:400]}")
+    if thought and not words:
+        show("\nit said nothing after its thought; ask without --thinks")
     show("\n")
     seconds = (out.samples - before) / out.rate if out else 0.0
     return Figures(first, time.perf_counter() - began, seconds, early / max(1, words))
@@ -169,26 +174,34 @@ def chat(
     thinks: bool = False, transcript: bool = True, patience: float = 1.0, sampling: Sampling | None = None,
 ) -> list[Figures]:
     """Ask about a recording, several in a folder one after another, or one that is still being recorded; print
-    thoughts, calls and answers while they come, then what was heard; write the speech of all answers to ``out``.
+    thoughts, calls and answers while they come, then what was heard; write the speech of all answers to ``out``, which
+    keeps what it held if the first question cannot be answered.
 
     Args:
         text: said in writing beside the sound. thinks: ask for thoughts. transcript: print what was heard, too.
         patience: seconds without growth after which a growing file counts as complete.
         sampling: None takes what suits the model's size.
     Raises:
-        ValueError: a request that this model was not taught; what ``read_audio`` says of a file.
+        ValueError: a request that this model was not taught; ``out`` is a question, or cannot be written; what
+            ``read_audio`` says of a file.
     """
     how, files, codec = speaker.how(system), questions(source), speaker.codec
     if speaker.small:
         torch.set_num_threads(1)
+    if codec and Path(out).resolve() in [file.resolve() for file in files]:
+        raise ValueError(f"the answer would be written over the question '{out}'; give another file with --out")
     if codec is None:
         print("it answers in writing: there is no codec beside the weights, or no voice in it (--voice RECORDING)")
     sampling = sampling or (SAMPLING if speaker.small else RELEASED)
     talk = Talk(speaker, how.system, how.aloud and codec is not None, how.tools, thinks, sampling)
+    if how.system:
+        print(f"request: {how.system}")
     figures = []
     with WavWriter(out, codec.rate) if codec else nullcontext() as sound:
         for file in files:
-            wav, rate = read_audio(settled(file, patience))
+            growing = partial(print, f"'{file}' grows; the answer comes once it has not for {patience:g} s", flush=True)
+            wav, rate = read_audio(settled(file, patience, grows=growing))
+            print(f"question: {file.name}, {_span(len(wav) / rate)}", end="", flush=True)
             figures.append(say(talk.ask(wav, rate, text), sound))
             if transcript:
                 print(f"heard: {heard(speaker, wav, rate)}")
