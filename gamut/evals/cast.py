@@ -37,7 +37,7 @@ class Cast:
 
     @classmethod
     def of(cls, split: str, source: str = "auto", voice: str = "", fold: int = 0) -> "Cast":
-        """``split``: train or test. ``source``: as in ``sources.digits``. ``fold``: of the orders, kept for the test."""
+        """``split``: train or test. ``source``: as in ``sources.digits``. ``fold``: of the orders, kept to test."""
         spoken, orders = sources.digits(split, source), None
         try:
             orders = recorded_orders().fold(fold)[split == "test"]

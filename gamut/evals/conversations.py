@@ -29,6 +29,7 @@ from gamut.data.scripts import (
     Script,
     World,
     describe,
+    order_turn,
 )
 from gamut.data.spoken import RATE, TASKS, Digits, at_ratio
 from gamut.evals.judges import Sphinx, who
@@ -186,6 +187,17 @@ def dialogues(world: World, scripts: Sequence[Script], each: int, seed: int = 0)
             for script in scripts for i in range(each)]  # fmt: skip
 
 
+def every_order(world: World, seed: int = 0) -> list[Dialogue]:
+    """All orders of a world, one conversation each, answered in writing."""
+    out = []
+    for which in range(len(world.orders or ())):
+        rng = random.Random(f"order {seed} {which}")
+        number = rng.randint(10, 99)
+        turn = order_turn(world, rng, number, False, which)
+        out.append(Dialogue("order", ASSIST, [turn], tools=True, number=number))
+    return out
+
+
 def silenced(dialogue: Dialogue) -> Dialogue:
     """The same with nothing to hear."""
     turns = [turn if turn.wav is None else replace(turn, wav=torch.zeros_like(turn.wav)) for turn in dialogue.turns]
@@ -238,8 +250,9 @@ def examine(
 ) -> tuple[dict[str, float], list[Played]]:
     """`scores` at several noise levels, and what was played at the first.
 
-    ``levels``: dB of the questions over white noise. Scores of the first carry their names alone, those of the others
-    end in ``/10dB`` and the like, those of the first questions without their sound in ``/no_sound`` (words alone).
+    Orders are all taken once, ``each`` or not. ``levels``: dB of the questions over white noise. Scores of the first
+    carry their names alone, those of the others end in ``/10dB`` and the like, those of the first questions without
+    their sound in ``/no_sound`` (words alone).
     """
     out: dict[str, float] = {}
     first: list[Played] = []
@@ -253,6 +266,9 @@ def examine(
         out |= {name + ending: value for name, value in scores(played, judge, people).items()
                 if not ending or name.count("/") == 1}  # fmt: skip
         first = first or played
+    if world.orders and any(script.name == "order" for script in scripts):
+        clean = replace(world, vary=False, noise=lambda wav, rng: at_ratio(wav, levels[0], rng))
+        out |= ordered(converse(speaker, every_order(clean, seed), voices, menu))
     out |= ceiling(speaker.codec, judge, world, first, seed)
     silent = converse(speaker, [silenced(dialogue) for dialogue in asked], voices, menu)
     found = {name: value for name, value in scores(silent, judge).items() if not name.endswith("/aloud")}
