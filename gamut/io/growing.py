@@ -3,10 +3,12 @@
 T samples
 """
 
+import contextlib
 import os
 import struct
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -19,29 +21,32 @@ HEADER = 44  # bytes
 class WavWriter:
     """A 16-bit WAV file that is whole at every moment: samples are appended first, then the header counts them.
 
-    An older file of that name stays until the new one has its header. Use it in a ``with``, or ``close`` it.
+    An older file of that name stays until the first samples come; in a ``with`` that fails before, for good. Use it in
+    a ``with``, or ``close`` it.
 
     Raises:
-        ValueError: another suffix than .wav.
+        ValueError: another suffix than .wav, or a place where nothing can be written.
     """
 
     def __init__(self, path: str | Path, rate: int):
         self.path, self.rate, self.samples = Path(path), rate, 0
         if self.path.suffix.lower() != ".wav":
             raise ValueError(f"sound written while it comes must go to a .wav, got '{self.path.name}'")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.parent / f".{self.path.name}.{uuid.uuid4().hex[:8]}.tmp"
-        self.file: IO[bytes] = open(part, "w+b")
+        if self.path.is_dir():
+            raise ValueError(f"'{self.path}' is a folder; give the name of a .wav file")
+        self.part: Path | None = self.path.parent / f".{self.path.name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file: IO[bytes] = open(self.part, "w+b")
             self._count()
-            os.replace(part, self.path)
-        except OSError:
-            self.file.close()
-            part.unlink(missing_ok=True)
-            raise
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.part.unlink()
+            raise ValueError(f"'{self.path}' cannot be written ({error.strerror}); choose another place") from error
 
     def append(self, wav: Float[Tensor, " T"]) -> None:
         """More samples; what lies outside [-1, 1] is clipped."""
+        self._begin()
         self.file.seek(HEADER + 2 * self.samples)
         self.file.write((wav.detach().float().cpu().clamp(-1, 1) * 32767).round().short().numpy().tobytes())
         self.file.flush()
@@ -56,22 +61,34 @@ class WavWriter:
         self.file.write(header)
         self.file.flush()
 
+    def _begin(self) -> None:
+        """Take the place of an older file."""
+        if self.part:
+            os.replace(self.part, self.path)
+            self.part = None
+
     def close(self) -> None:
         if not self.file.closed:
+            self._begin()
             os.fsync(self.file.fileno())
             self.file.close()
 
     def __enter__(self) -> "WavWriter":
         return self
 
-    def __exit__(self, *problem: object) -> None:
+    def __exit__(self, kind: object, *problem: object) -> None:
+        if kind and self.part:
+            self.file.close()
+            self.part.unlink(missing_ok=True)
         self.close()
 
 
-def settled(path: str | Path, patience: float = 1.0, seconds: float = 3600.0) -> Path:
+def settled(
+    path: str | Path, patience: float = 1.0, seconds: float = 3600.0, *, grows: Callable[[], object] | None = None
+) -> Path:
     """Wait for a file that is being recorded: returns once it has not grown for ``patience`` seconds.
 
-    A file that was written longer ago than that is not waited for.
+    A file that was written longer ago than that is not waited for. ``grows`` is called once, if it is seen to grow.
     Raises:
         ValueError: it still grows after ``seconds``.
     """
@@ -81,6 +98,8 @@ def settled(path: str | Path, patience: float = 1.0, seconds: float = 3600.0) ->
     while (size := path.stat().st_size) != before:
         if time.monotonic() > ends:
             raise ValueError(f"'{path}' still grows after {seconds:g} s; stop the recording, then ask again")
+        if before >= 0 and grows:
+            grows, _ = None, grows()
         before = size
         time.sleep(patience)
     return path
