@@ -217,7 +217,7 @@ def test_what_a_chat_prints_and_measures(tmp_path):
     shown: list[str] = []
     with WavWriter(tmp_path / "a.wav", 8000) as out:
         figures = say(events, out, shown.append)
-    assert "".join(shown) == "\nthinks: hm\ncalls: calculator {}\n  gives: 12\nanswer: abcd\n"
+    assert "".join(shown) == "thinks: hm\ncalls: calculator {}\n  gives: 12\nanswer: abcd\n"
     assert figures.seconds == 0.5 and figures.early == 0.25 and 0 <= figures.first <= figures.took
     assert "with 25 % of the words written; 0.5 s of speech" in figures.line
     assert Figures(0, 1.5, 0, 0).line == "answered in 1.50 s, without speech"
@@ -228,7 +228,7 @@ def test_a_thought_without_an_answer_says_what_to_do(tmp_path):
     shown: list[str] = []
     with WavWriter(tmp_path / "a.wav", 8000) as out:
         say([Thought("7"), Done([], "stop")], out, shown.append)
-    assert "".join(shown) == "\nthinks: 7\nit said nothing after its thought; ask without --thinks\n"
+    assert "".join(shown) == "thinks: 7\nit said nothing after its thought; ask without --thinks\n"
     assert Figures(0.1, 2.0, 1.0, 0.5).line.endswith("real-time factor 2.00 (slower than it is heard)")
 
 

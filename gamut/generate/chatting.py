@@ -129,7 +129,7 @@ def say(events: Iterable[Event], out: WavWriter | None, show: Callable[[str], ob
     for event in events:
         kind = type(event).__name__
         if kind != inside and kind in ("Words", "Thought", "Asked"):
-            show({"Words": "\nanswer: ", "Thought": "\nthinks: ", "Asked": "\ncalls: "}[kind])
+            show("\n" * bool(inside) + {"Words": "answer: ", "Thought": "thinks: ", "Asked": "calls: "}[kind])
         inside = kind if kind != "Sound" else inside
         match event:
             case Words(text):
@@ -201,7 +201,7 @@ def chat(
         for file in files:
             growing = partial(print, f"'{file}' grows; the answer comes once it has not for {patience:g} s", flush=True)
             wav, rate = read_audio(settled(file, patience, grows=growing))
-            print(f"question: {file.name}, {_span(len(wav) / rate)}", end="", flush=True)
+            print(f"question: {file.name}, {_span(len(wav) / rate)}", flush=True)
             figures.append(say(talk.ask(wav, rate, text), sound))
             if transcript:
                 print(f"heard: {heard(speaker, wav, rate)}")
