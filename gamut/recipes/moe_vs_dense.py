@@ -1,4 +1,4 @@
-"""Mixture-of-Experts against dense (arXiv 2506.12119): equal parameters, equal compute, equal data, at a tiny size.
+"""Mixture-of-Experts against dense (arXiv 2506.12119): which learns more at equal parameters, compute and text, tiny.
 
     gamut run moe_vs_dense                      # dense, four activation rates, three seeds; 10 minutes on an idle core
     gamut run moe_vs_dense --record runs.jsonl  # appends every finished run to a file, and makes none again it holds
