@@ -234,8 +234,10 @@ def test_farseer_far_outside_its_table_warns():
 def test_bad_requests_say_what_is_allowed():
     with pytest.raises(ValueError, match="unknown law 'chinchila'; laws: auto, chinchilla"):
         fit(olmo(), "chinchila")
-    with pytest.raises(ValueError, match="5 rows, 2 sizes and 2 token counts at least"):
-        fit(olmo().take(slice(0, 6)))
+    with pytest.raises(ValueError, match=r"has 4 rows, 1 sizes N and 3 .* needs 5 rows, and two sizes or two token"):
+        fit(olmo().take(slice(0, 4)))
+    with pytest.raises(ValueError, match="law 'kappa' needs two of each; law='auto' leans on"):
+        fit(olmo().take(slice(0, 6)), "kappa", check=False)
     with pytest.raises(ValueError, match="repeats no data"):
         fit(olmo(), "repeated")
     with pytest.raises(ValueError, match="N must be finite and above 0"):
@@ -300,7 +302,7 @@ def test_every_public_table_reads_and_splits_as_described():
 
 def test_two_tables_are_compared_from_the_command_line(tmp_path, capsys):
     """The second recipe is 3 % better throughout: the map says so, and the page holds both tables' runs."""
-    from gamut.plan.scaling import main
+    from gamut.plan.scaling_command import main
 
     N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e8, 4e9, 6), np.geomspace(2e9, 2e11, 6)))
     rng = np.random.default_rng(0)

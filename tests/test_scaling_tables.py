@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from gamut.plan import public, scaling
+from gamut.plan import public, scaling_command
 from gamut.plan.surface import CHINCHILLA, Surface, published
 from gamut.plan.tables import ScalingTable
 
@@ -80,7 +80,7 @@ def test_the_command_writes_a_page_and_a_surface(tmp_path, capsys):
         2e-3 * np.random.default_rng(0).standard_normal(len(N))
     )
     path = ScalingTable(N, D, loss, name="made").write(tmp_path / "runs.csv")
-    scaling.main(
+    scaling_command.main(
         path, target_flops=1e22, out=tmp_path / "page.html", json=tmp_path / "surface.json", convention="total"
     )
     said = capsys.readouterr().out
@@ -96,4 +96,4 @@ def test_the_command_writes_a_page_and_a_surface(tmp_path, capsys):
         and json.loads(surface.to_json())["law"] == "auto"
     )
     with pytest.raises(ValueError, match="say what to predict: --target-flops"):
-        scaling.main(path, out=tmp_path / "page.html")
+        scaling_command.main(path, out=tmp_path / "page.html")

@@ -17,6 +17,7 @@ from gamut.plan.solve import Prior, minimise
 from gamut.plan.surface import Part
 from gamut.plan.tables import ScalingTable
 
+UNSEEN = (float(np.log(0.2)), 0.5)  # ln(share of the loss) of the N or D term where every run has one N, or one D
 STARTS = (0.3, 1.0)  # between kappa's fit and the prior's mean
 
 
@@ -56,6 +57,9 @@ def fit_rules(
     lowest = float(ready.log_loss.min())
     priors = [rule.prior(lowest) for rule in rules]
     mean, sd = np.stack([p.mean for p in priors]), np.stack([p.sd for p in priors])
+    for at, column in ((1, table.N), (2, table.D)):
+        if np.ptp(np.log(column)) < 1e-3:
+            mean[:, at], sd[:, at] = lowest + UNSEEN[0], UNSEEN[1]
     held = np.isfinite(sd)
     weights = np.stack([frontier_weights(table, rule.frontier) * ready.weights for rule in rules])
     bends = np.array([rule.threshold for rule in rules])
@@ -88,6 +92,7 @@ class Gate:
     sizes: int = 12
     rows: int = 60
     ratio: float = 0.5
+    most: int = 400  # rows it is tried on
 
 
 GATE = Gate()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gamut.plan.tables import ScalingTable
+from gamut.plan.tables import ScalingTable, varied
 
 STAGES = (0.5, 0.65, 0.8)  # rolling: fit up to this share of the rows by compute, predict the rest
 LEAST = 8  # rows to fit
@@ -47,10 +47,9 @@ def rolling(table: ScalingTable) -> list[Split]:
 
 
 def usable(table: ScalingTable, splits: Sequence[Split]) -> Iterator[Split]:
-    """Those that leave enough to fit: rows, two sizes, two token counts."""
+    """Those that leave enough to fit: rows, and two sizes and two token counts if the whole table has them."""
     for split in splits:
-        left = table.take(~split.test)
-        if len(left) >= LEAST and split.test.any() and len(left.sizes) >= 2 and len(np.unique(left.D)) >= 2:
+        if (~split.test).sum() >= LEAST and split.test.any() and (varied(table.take(~split.test)) or not varied(table)):
             yield split
 
 

@@ -36,14 +36,17 @@ def chinchilla() -> ScalingTable:
     return table.take(np.argsort(-table.loss, kind="stable")[5:])
 
 
-def gemstones() -> ScalingTable:
-    """22 shapes, a row per checkpoint at a constant learning rate (mcleish7/gemstone-scaling-laws, MIT)."""
+def gemstones(*, shapes: bool = False) -> ScalingTable:
+    """22 shapes, a row per checkpoint at a constant learning rate (mcleish7/gemstone-scaling-laws, MIT).
+
+    Args:
+        shapes: declare width / depth, so that fits allow for it.
+    """
+    columns = {"width": "width", "depth": "depth"} if shapes else {}
     return ScalingTable.read(
-        folder() / "gemstones_fineweb_edu.csv",
-        N="params_active_precise",
-        loss="final_loss",
-        name="Gemstones FineWeb-Edu",
-    )
+        folder() / "gemstones_fineweb_edu.csv", N="params_active_precise", loss="final_loss",
+        name=f"Gemstones FineWeb-Edu{' with shapes' if shapes else ''}", **columns,
+    )  # fmt: skip
 
 
 def olmo() -> ScalingTable:

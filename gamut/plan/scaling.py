@@ -8,22 +8,38 @@ surface.predict(70e9, 1.4e12), surface.interval(70e9, 1.4e12), surface.optimal(1
 gamut plan scaling runs.csv --target-flops 1e22
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gamut.plan import shapes
 from gamut.plan.auto import DEFAULT, GATE, SPREAD, Rule, fit_rules
-from gamut.plan.fitting import METHODS, Prepared, centre_of, doubts, epochs_of, fit_theta, prepare, warn
+from gamut.plan.fitting import (
+    LEAST,
+    METHODS,
+    Prepared,
+    centre_of,
+    doubts,
+    epochs_of,
+    fit_theta,
+    prepare,
+    scaled,
+    thinned,
+    warn,
+)  # fmt: skip
 from gamut.plan.holdout import holdouts, rolling, standard, usable
 from gamut.plan.laws import LAWS, Runs
-from gamut.plan.surface import DN_RANGE, Part, Seen, Surface
-from gamut.plan.tables import ScalingTable
+from gamut.plan.residuals import Residuals
+from gamut.plan.shapes import Shape
+from gamut.plan.surface import Part, Seen, Surface
+from gamut.plan.tables import ScalingTable, varied
 
 __all__ = ["METHODS", "ScalingTable", "Surface", "compare_laws", "fit"]
+NONE = np.zeros((0, 6))  # no draws
+LEVELS = {"chinchilla": (0, 1, 2), "kappa": (0, 1, 2), "repeated": (0, 1, 2), "farseer": (3, 6)}  # ln of loss terms
 SHOWN = ("chinchilla", "kappa", "farseer", "farseer-piecewise", "auto")
 
 
@@ -48,22 +64,63 @@ def fit(
     Raises:
         ValueError: for an unknown law, a table that is too small, or one that the law cannot be fitted to.
     """
-    if law != "auto" and law not in METHODS:
-        raise ValueError(f"unknown law {law!r}; laws: auto, {', '.join(METHODS)}")
+    _check(table, law, seed, draws)
+    runs, scale = scaled(thinned(table))
     notes = doubts(table) if check else ()
-    ready = prepare(table)
-    parts = _parts(table, law, ready, draws, seed, rules)
+    shape = _shape(runs, rules)
+    plain = shape.straightened(runs)
+    ready = prepare(plain)
+    parts = _parts(plain, law, ready, draws, seed, rules)
+    learned = _learned(plain, law, ready, parts)
     name = parts[0].law if law == "farseer-piecewise" else law
-    logs = sum(p.weight * LAWS[p.law].terms(p.theta[None], ready.runs)[0][0] for p in parts) / sum(
-        p.weight for p in parts
-    )
-    noise = 1.4826 * float(np.median(np.abs(logs - ready.log_loss)))
+    noise = 1.4826 * float(np.median(np.abs(_logs(ready, parts, plain) - ready.log_loss)))
     if check:
         warn(tuple(note for note in notes if "convention" not in note), table.name)
     return Surface(
-        name, parts, centre_of(table), Seen.of(table), noise, SPREAD if law == "auto" else 1.0,
-        compare_laws(table, rules=rules) if check else (), notes, None if name == "repeated" else ready.kappa,
+        name, tuple(_lifted(p, scale) for p in parts), centre_of(runs), Seen.of(table), noise,
+        SPREAD if law == "auto" else 1.0, compare_laws(runs, rules=rules) if check else (), notes,
+        None if name == "repeated" or not varied(runs) else _lifted(Part("kappa", ready.kappa, NONE), scale).theta,
+        learned, shape,
     )  # fmt: skip
+
+
+def _check(table: Any, law: str, seed: Any, draws: Any) -> None:
+    """What a caller can get wrong before any arithmetic."""
+    if not isinstance(table, ScalingTable):
+        raise ValueError(f"fit takes a ScalingTable(N=..., D=..., loss=...), got {type(table).__name__}")
+    if law != "auto" and law not in METHODS:
+        raise ValueError(f"unknown law {law!r}; laws: auto, {', '.join(METHODS)}")
+    for name, value in (("seed", seed), ("draws", draws)):
+        if not isinstance(value, (int, np.integer)) or value < 0:
+            raise ValueError(f"{name} must be a whole number at or above 0, got {value!r}")
+    if len(table) >= LEAST and np.ptp(table.loss) <= 1e-9 * table.loss.max():
+        raise ValueError(f"every loss of {table.name} is {table.loss[0]:g}: nothing to fit; map another column")
+
+
+def _lifted(part: Part, scale: float) -> Part:
+    """The part for losses ``scale`` times as large."""
+    if scale == 1:
+        return part
+    up = np.zeros(len(part.theta))
+    up[list(LEVELS[part.law])] = np.log(scale)
+    return replace(part, theta=part.theta + up, draws=part.draws + up)
+
+
+def _shape(table: ScalingTable, rules: Sequence[Rule]) -> Shape:
+    """The effect of width / depth, where the table declares it: around the average of all rules."""
+
+    def law(few: ScalingTable) -> np.ndarray:
+        ready = prepare(few)
+        return _logs(ready, fit_rules(few, rules, ready), few)
+
+    return shapes.learned(thinned(table, shapes.ENOUGH), law)
+
+
+def _learned(table: ScalingTable, law: str, ready: Prepared, parts: Sequence[Part]) -> Residuals | None:
+    """What "auto" adds to its laws; a law asked for by name is left as it is."""
+    if law != "auto" or (epochs_of(table) > 1).any():
+        return None
+    return Residuals.learned(table.N, table.D, ready.log_loss - _logs(ready, parts, table), ready.noise)
 
 
 def _parts(
@@ -88,14 +145,18 @@ def _farseer_wins(table: ScalingTable, rules: Sequence[Rule]) -> bool:
         return {"ours": partial(_predict, ready, fit_rules(left, rules, ready)),
                 "farseer": partial(_predict, ready, [Part("farseer", *fit_theta(left, "farseer", ready))])}  # fmt: skip
 
-    rows = holdouts(table, predictors, standard(table))
+    few = thinned(table, GATE.most)
+    rows = holdouts(few, predictors, standard(few))
     return len(rows) == 2 and all(row["farseer"] < GATE.ratio * row["ours"] for row in rows)
 
 
-def _predict(ready: Prepared, parts: Sequence[Part], table: ScalingTable) -> np.ndarray:
+def _logs(ready: Prepared, parts: Sequence[Part], table: ScalingTable) -> np.ndarray:
     runs = Runs.at(table.N, table.D, ready.runs.centre, epochs_of(table))
-    logs = sum(p.weight * LAWS[p.law].terms(p.theta[None], runs)[0][0] for p in parts) / sum(p.weight for p in parts)
-    return np.exp(logs)
+    return sum(p.weight * LAWS[p.law].terms(p.theta[None], runs)[0][0] for p in parts) / sum(p.weight for p in parts)
+
+
+def _predict(ready: Prepared, parts: Sequence[Part], table: ScalingTable) -> np.ndarray:
+    return np.exp(_logs(ready, parts, table))
 
 
 def compare_laws(
@@ -107,86 +168,21 @@ def compare_laws(
     """
 
     def predictors(left: ScalingTable) -> dict[str, Any]:
-        ready = prepare(left)
-        return {law: partial(_attempt, left, law, ready, rules) for law in laws}
+        shape = _shape(left, rules)
+        plain = shape.straightened(left)
+        ready = prepare(plain)
+        return {law: partial(_attempt, plain, law, ready, rules, shape) for law in laws}
 
     return holdouts(table, predictors, rolling(table) if splits is None else list(usable(table, splits)))
 
 
-def _attempt(left: ScalingTable, law: str, ready: Prepared, rules: Sequence[Rule], kept: ScalingTable) -> np.ndarray:
+def _attempt(
+    left: ScalingTable, law: str, ready: Prepared, rules: Sequence[Rule], shape: Shape, kept: ScalingTable
+) -> np.ndarray:
     try:
-        return _predict(ready, _parts(left, law, ready, 0, 0, rules), kept)
+        parts = _parts(left, law, ready, 0, 0, rules)
     except ValueError:
         return np.full(len(kept), np.nan)
-
-
-def main(
-    table: Path,
-    /,
-    *,
-    against: Path | None = None,
-    target_flops: float | None = None,
-    target_n: float | None = None,
-    target_d: float | None = None,
-    law: str = "auto",
-    n: str = "",
-    d: str = "",
-    flops: str = "",
-    loss: str = "",
-    unique: str = "",
-    convention: str = "unstated",
-    unit: str = "nats/token",
-    dn_range: tuple[float, float] = DN_RANGE,
-    seed: int = 0,
-    out: Path = Path("scaling.html"),
-    json: Path | None = None,
-) -> None:
-    """Fit scaling laws to a table of runs; predict the next run with an error bar; write a one-page report.
-
-    Args:
-        table: CSV or Parquet, a row per run.
-        against: a second table with the same columns: a map of which recipe wins where, in place of a prediction.
-        target_flops: training compute to plan for, C = 6 N D.
-        target_n: parameters to predict for; with target_d or target_flops.
-        target_d: tokens to predict for.
-        law: auto, chinchilla, kappa, farseer, farseer-piecewise or repeated.
-        n: column of parameters, if its name is not an obvious one.
-        d: column of tokens.
-        flops: column of training FLOPs, in place of tokens: D = C / 6N.
-        loss: column of losses.
-        unique: column of different tokens, for runs that repeat data.
-        convention: non-embedding, total, no input embedding, matmul or unstated.
-        unit: nats/token, bits/token, bits/character or bits/byte.
-        dn_range: tokens per parameter between which the best point is sought.
-        out: where the report goes.
-        json: where the surface goes, with every digit.
-    """
-    from gamut.plan.scaling_page import summary, target, write
-
-    roles = {"N": n, "D": d, "flops": flops, "loss": loss, "unique": unique}
-    columns: dict[str, Any] = {role: name for role, name in roles.items() if name}
-    runs = ScalingTable.read(table, convention=convention, unit=unit, **columns)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the notes are printed and stand on the page
-        surface = fit(runs, law, seed=seed)
-        if against is not None:
-            others = ScalingTable.read(against, convention=convention, unit=unit, **columns)
-            return _against((runs, others), (surface, fit(others, law, seed=seed)), out, dn_range)
-        aim = target(surface, target_flops, target_n, target_d, dn_range)
-    print("\n".join(summary(runs, surface, aim)))
-    if json:
-        print(surface.save(json))
-    print(write(out, runs, surface, aim, dn_range))
-
-
-def _against(
-    tables: tuple[ScalingTable, ScalingTable],
-    surfaces: tuple[Surface, Surface],
-    out: Path,
-    dn_range: tuple[float, float],
-) -> None:
-    from gamut.plan import compare_page
-
-    runs = np.concatenate([table.N for table in tables]), np.concatenate([table.D for table in tables])
-    path, found = compare_page.write(out, *surfaces, dn_range, runs)
-    print("\n".join([*compare_page.summary(found, *surfaces), str(path)]))
+    logs, learned = _logs(ready, parts, kept), _learned(left, law, ready, parts)
+    beside = 0.0 if learned is None else learned.at(kept.N, kept.D)
+    return np.exp(logs + beside + (0.0 if kept.aspect is None else shape.at(kept.aspect)))

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from gamut.plan.laws import LAWS, Runs
+from gamut.plan.residuals import Residuals
 from gamut.plan.rules import Number
-from gamut.plan.tables import ScalingTable
+from gamut.plan.shapes import Shape
+from gamut.plan.tables import LEAST_COUNT, ScalingTable
 
 DN_RANGE = (
     2.0,
@@ -21,6 +23,13 @@ DN_RANGE = (
 Values = np.ndarray | np.floating  # scalars in, a scalar out
 FAR = 10.0  # Farseer beyond the table's D/N by more than this factor is warned of
 APART = 0.10  # so is any prediction further than this from kappa's
+
+
+def _floats(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a number or an array of numbers, got {value!r}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,9 @@ class Surface:
             hold-outs can widen it (benchmarks/scaling.py measures the coverage).
         holdouts: one row per hold-out: what was kept back, rows, and each law's error in percent.
         notes: warnings of the fit. reference: kappa on the same table, to warn by.
+        residuals: what runs of a size, and those near by, have shown beside the law; `predict` and `interval` add it,
+            everything that moves over N and D (`optimal`, `gradient`, `iso_loss`) follows the law alone.
+        shape: the effect of width / depth, of a table that declared them; 0 at its usual aspect.
     """
 
     law: str
@@ -82,6 +94,8 @@ class Surface:
     holdouts: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     reference: np.ndarray | None = field(default=None, compare=False)
+    residuals: Residuals | None = field(default=None, compare=False)
+    shape: Shape = field(default_factory=Shape)
 
     def _logs(self, N: Any, D: Any, epochs: Any, draws: bool) -> Values:
         runs, shape = self._runs(N, D, epochs)
@@ -91,23 +105,46 @@ class Surface:
         logs = np.asarray(sum(terms))
         return logs.reshape(-1, *shape) if draws else logs.reshape(shape)
 
+    def _expected(self, N: Any, D: Any, epochs: Any = 1.0, aspect: Any = None) -> Values:
+        """ln loss of a run: the law's, its shape's, and what the table's own runs have shown beside both."""
+        logs = self._logs(N, D, epochs, False)
+        if aspect is not None:
+            logs = logs + self.shape.at(_floats("aspect", aspect))
+        if self.residuals is None:
+            return logs
+        runs, shape = self._runs(N, D)
+        beside = self.residuals.at(np.exp(runs.x + self.centre[0]), np.exp(runs.y + self.centre[1]))
+        return logs + beside.reshape(shape)
+
     def _runs(self, N: Any, D: Any, epochs: Any = 1.0) -> tuple[Runs, tuple[int, ...]]:
-        N, D, epochs = np.broadcast_arrays(*(np.asarray(v, dtype=np.float64) for v in (N, D, epochs)))
+        given = {name: _floats(name, value) for name, value in (("N", N), ("D", D), ("epochs", epochs))}
+        try:
+            N, D, epochs = np.broadcast_arrays(*given.values())
+        except ValueError:
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in given.items())
+            raise ValueError(f"N and D must have one shape, or one of them be a single number; got {shapes}") from None
         for name, values, least in (("N", N, 0), ("D", D, 0), ("epochs", epochs, 1 - 1e-9)):
             if not (np.isfinite(values) & (values > 0) & (values >= least)).all():
                 raise ValueError(
                     f"{name} must be finite and {'at least 1' if least else 'above 0'}, got {np.ravel(values)[:5]}"
                 )
+            seen = getattr(self.seen, name, (0.0, 0.0))
+            if values.size and values.min() < LEAST_COUNT < 100 * LEAST_COUNT <= seen[0]:
+                raise ValueError(
+                    f"{name} = {values.min():g}, but the table's {name} begin at {seen[0]:.3g}: plain counts are "
+                    "allowed; for 7 billion write 7e9"
+                )
         return Runs.at(N.ravel(), D.ravel(), self.centre, epochs.ravel()), N.shape
 
-    def predict(self, N: Any, D: Any, epochs: Any = 1.0) -> Values:
+    def predict(self, N: Any, D: Any, epochs: Any = 1.0, *, aspect: Any = None) -> Values:
         """Losses in the table's unit for parameters N (counted like the table's) and tokens D; arrays broadcast.
 
+        ``aspect`` is width / depth, for tables that declared theirs; else the usual one of the table.
         Warns where the answer is more than 10% from kappa's, and where Farseer leaves the table's D/N tenfold behind.
         Raises:
-            ValueError: for N or D that are not above 0.
+            ValueError: for N or D that are not above 0, or plainly in another unit than the table's.
         """
-        logs = self._logs(N, D, epochs, False)
+        logs = self._expected(N, D, epochs, aspect)
         if self.reference is not None:
             runs, shape = self._runs(N, D, epochs)
             apart = np.abs(np.expm1(logs - LAWS["kappa"].terms(self.reference[None], runs)[0].reshape(shape)))
@@ -123,7 +160,7 @@ class Surface:
             )
         return np.exp(logs)
 
-    def interval(self, N: Any, D: Any, level: Number = 0.8) -> tuple[Values, Values]:
+    def interval(self, N: Any, D: Any, level: Number = 0.8, *, aspect: Any = None) -> tuple[Values, Values]:
         """Low and high end between which a new run's loss lies with probability ``level``: bootstrap over runs, and
         noise.
 
@@ -136,7 +173,7 @@ class Surface:
             raise ValueError(f"level must lie between 0 and 1, got {level}; 0.8 is usual")
         if not len(self.parts[0].draws):
             raise ValueError("this surface has no bootstrap draws; fit with draws=100")
-        middle = self._logs(N, D, 1.0, False)
+        middle = self._expected(N, D, aspect=aspect)
         half = ndtri(0.5 + level / 2) * np.hypot(self.spread * self.deviation(N, D), self.noise)
         return np.exp(middle - half), np.exp(middle + half)
 
@@ -214,7 +251,9 @@ class Surface:
         """Every digit of every number."""
         parts = [{**asdict(p), "theta": p.theta.tolist(), "draws": p.draws.tolist()} for p in self.parts]
         reference = None if self.reference is None else self.reference.tolist()
-        return json.dumps({**asdict(self), "parts": parts, "reference": reference, "format": "gamut scaling surface 1"})
+        learned = self.residuals and {name: np.asarray(v).tolist() for name, v in vars(self.residuals).items()}
+        found = {**asdict(self), "parts": parts, "reference": reference, "residuals": learned}
+        return json.dumps({**found, "format": "gamut scaling surface 1"})
 
     @classmethod
     def from_json(cls, text: str) -> "Surface":
@@ -234,8 +273,14 @@ class Surface:
         )
         seen: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in found.pop("seen").items()}
         reference = found.pop("reference")
+        if learned := found.pop("residuals", None):
+            learned = Residuals(**{k: np.array(v) if isinstance(v, list) else v for k, v in learned.items()})
+        shape = Shape(**found.pop("shape", {}))
         rest: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in found.items()}
-        return cls(parts=parts, seen=Seen(**seen), reference=None if reference is None else np.array(reference), **rest)
+        return cls(
+            parts=parts, seen=Seen(**seen), reference=None if reference is None else np.array(reference),
+            residuals=learned, shape=shape, **rest,
+        )  # fmt: skip
 
     def save(self, path: str | Path) -> Path:
         from gamut.io.files import atomic_write

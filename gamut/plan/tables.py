@@ -7,7 +7,6 @@ N parameters · D tokens · C = 6 N D FLOPs of training. Every law in plan/ is f
 """
 
 import csv
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -23,7 +22,8 @@ CONVENTIONS = {
     "unstated": "nobody said; do not pool with other tables",
 }
 UNITS = ("nats/token", "bits/character", "bits/byte", "bits/token")
-OPTIONAL = ("lr", "batch", "unique", "noise")
+OPTIONAL = ("lr", "batch", "unique", "noise", "aspect")
+LEAST_COUNT, DN_MIXED = 1e3, (1e-4, 1e7)  # ours: no run of a language model lies outside
 ALIASES = {  # what a column may be called when no map is given; the first that is there is taken
     "N": ("N", "n", "params", "parameters", "params_active_precise", "n_params", "Model Size", "model_size"),
     "D": ("D", "d", "tokens", "n_tokens", "train_tokens", "Training Tokens"),
@@ -32,6 +32,7 @@ ALIASES = {  # what a column may be called when no map is given; the first that 
     "batch": ("batch", "batch_tokens"),
     "unique": ("unique", "unique_tokens", "D_unique"),
     "noise": ("noise", "sd"),
+    "aspect": ("aspect",),
 }
 
 
@@ -43,9 +44,11 @@ class ScalingTable:
         N: parameters, counted as ``convention`` says; D: tokens seen; loss: in ``unit``, above 0.
         lr: peak learning rate. batch: tokens per update. unique: different tokens (D when nothing was read twice).
         noise: standard deviation of the log loss between repeated runs, a row each or one number; 0 = not known.
+        aspect: width / depth of each model; fits then allow for shapes (plan/shapes.py).
         convention: a key of CONVENTIONS. unit: one of UNITS. name, source: for reports.
     Raises:
-        ValueError: naming the column, the row and the value that cannot be (NaN, not above 0, unlike lengths).
+        ValueError: naming the column, the row and the value that cannot be (NaN, not above 0, unlike lengths), and for
+            counts that must be in another unit (every N or D below 1,000; more than 1e7 tokens per parameter).
     """
 
     N: Any  # what can become a float64 array; an array from then on
@@ -55,6 +58,7 @@ class ScalingTable:
     batch: Any = None
     unique: Any = None
     noise: Any = None
+    aspect: Any = None
     convention: str = "unstated"
     unit: str = "nats/token"
     name: str = "table"
@@ -68,19 +72,22 @@ class ScalingTable:
         rows = None
         for name in ("N", "D", "loss", *OPTIONAL):
             given = getattr(self, name)
-            if given is None:
+            if given is None and name in OPTIONAL:
                 continue
-            column = np.atleast_1d(np.asarray(given, dtype=np.float64))
+            column = _floats(name, given)
             if name == "noise" and column.size == 1 and rows is not None:
                 column = np.full(rows, column[0])
             rows = len(column) if rows is None else rows
             self._check(name, column, rows)
             column.setflags(write=False)
             object.__setattr__(self, name, column)
+        self._check_units()
 
     def _check(self, name: str, column: np.ndarray, rows: int) -> None:
-        if column.ndim != 1 or len(column) != rows:
-            raise ValueError(f"column {name} has {column.shape} values, N has {rows}; every column needs a value a row")
+        if not rows:
+            raise ValueError(f"{self.name} has no rows; give N, D and loss of at least one run")
+        if len(column) != rows:
+            raise ValueError(f"column {name} has {len(column)} values, N has {rows}; every column needs a value a row")
         good = np.isfinite(column) & ((column >= 0) if name == "noise" else (column > 0))
         if not good.all():
             row = int(np.argmin(good))
@@ -88,6 +95,21 @@ class ScalingTable:
             raise ValueError(
                 f"{name} = {column[row]:g} in row {row + 1} of {self.name}; allowed: finite and {low}; "
                 "drop the row, or map another column"
+            )
+
+    def _check_units(self) -> None:
+        """Counts in billions are the usual slip: laws fit them, and 6 N D is then wrong by 1e18."""
+        for name in ("N", "D"):
+            if (most := getattr(self, name).max()) < LEAST_COUNT:
+                raise ValueError(
+                    f"{name} of {self.name} is at most {most:g}; allowed: plain counts, some of them above "
+                    f"{LEAST_COUNT:g}; if these are millions or billions, multiply by 1e6 or 1e9"
+                )
+        ratio = float(np.median(self.D / self.N))
+        if not DN_MIXED[0] < ratio < DN_MIXED[1]:
+            raise ValueError(
+                f"{self.name} has a median of {ratio:.3g} tokens per parameter; allowed: {DN_MIXED[0]:g} to "
+                f"{DN_MIXED[1]:g}; are N and D in one unit (plain counts), and is each in its own column?"
             )
 
     def __len__(self) -> int:
@@ -109,28 +131,28 @@ class ScalingTable:
         columns = {n: getattr(self, n)[rows] for n in ("N", "D", "loss", *OPTIONAL) if getattr(self, n) is not None}
         return replace(self, **columns)
 
-    def with_loss(self, loss: np.ndarray) -> "ScalingTable":
-        """The same runs with other losses."""
-        return replace(self, loss=loss)
-
     @classmethod
     def read(cls, path: str | Path, *, where: Mapping[str, str] | None = None, **options: str) -> "ScalingTable":
         """A CSV or Parquet file with a column map.
 
         Args:
             where: keep only the rows where these columns hold these values, as text.
-            options: N, D, loss, lr, batch, unique, noise = name of a column (guessed from ALIASES where not given);
-                convention, unit, name, source = as for the class. ``D="C"`` style imputation: give ``flops`` = the name
-                of a column of training FLOPs instead of D, and D is taken as C / 6N.
+            options: N, D, loss, lr, batch, unique, noise, aspect = name of a column (the first three are guessed from
+                ALIASES where not given); convention, unit, name, source = as for the class. Give ``flops`` = the name
+                of a column of training FLOPs instead of D, and D is taken as C / 6N; ``width`` and ``depth`` instead
+                of aspect.
         Raises:
             ValueError: for a column that is not there or a cell that is no number.
         """
         path = Path(path)
         columns = _columns(path)
         told = {key: options.pop(key) for key in list(options) if key in {f.name for f in fields(cls)} - set(ALIASES)}
-        flops = options.pop("flops", None)
+        flops, width, depth = (options.pop(role, None) for role in ("flops", "width", "depth"))
         if wrong := set(options) - set(ALIASES):
-            raise ValueError(f"unknown column role {sorted(wrong)[0]!r}; roles: {', '.join(ALIASES)}, flops, where")
+            roles = ", ".join((*ALIASES, "flops", "width", "depth", "where"))
+            raise ValueError(f"unknown column role {sorted(wrong)[0]!r}; roles: {roles}")
+        if bool(width) != bool(depth):
+            raise ValueError(f"width and depth are columns that go together, got width={width!r}, depth={depth!r}")
         keep = np.ones(len(next(iter(columns.values()), [])), dtype=bool)
         for name, value in (where or {}).items():
             keep &= np.array([str(cell) == value for cell in _column(columns, name, path)])
@@ -148,10 +170,13 @@ class ScalingTable:
                     f"{path} has no column that looks like {role}; it has: {', '.join(columns)}; "
                     f"say which: --{role.lower()} COLUMN ({role}=... in Python)"
                 )
-            if name and (role in options or role not in ("lr", "batch", "unique", "noise")):
+            if name and (role in options or role not in OPTIONAL):
                 found[role] = _numbers(_column(columns, name, path), keep, name, path)
         if flops:
             found["D"] = _numbers(_column(columns, flops, path), keep, flops, path) / (6 * found["N"])
+        if width and depth:
+            wide, deep = (_numbers(_column(columns, column, path), keep, column, path) for column in (width, depth))
+            found["aspect"] = wide / deep
         return cls(**found, **{"name": path.stem, **told})
 
     def write(self, path: str | Path) -> Path:
@@ -162,14 +187,30 @@ class ScalingTable:
         rows = zip(*(getattr(self, n).tolist() for n in names), strict=True)
         return atomic_write(path, "\n".join([",".join(names), *(",".join(map(repr, row)) for row in rows)]) + "\n")
 
-    def warn_if_pooled(self, other: "ScalingTable") -> None:
-        """Two tables that count parameters or loss differently cannot be compared."""
-        for what in ("convention", "unit"):
-            mine, theirs = getattr(self, what), getattr(other, what)
-            if mine != theirs:
-                warnings.warn(
-                    f"{self.name} has {what} {mine!r}, {other.name} {theirs!r}: compare with care", stacklevel=3
-                )
+
+def varied(table: ScalingTable) -> bool:
+    """Whether it has two sizes and two token counts, without which no law of both can be fitted."""
+    return len(table.sizes) >= 2 and len(np.unique(table.D)) >= 2
+
+
+def _floats(name: str, given: Any) -> np.ndarray:
+    """One column as float64, copied."""
+    said = f"column {name} of a ScalingTable must hold one number per run, such as [1e8, 2e8]"
+    if given is None:
+        raise ValueError(f"{said}; got None; N, D and loss are all needed")
+    try:
+        raw = np.asarray(given)
+        if raw.dtype.kind in "cbmM":
+            raise ValueError(f"{raw.dtype} values")
+        column = np.array(raw, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{said}; got {type(given).__name__}: {error}") from None
+    column = np.atleast_1d(column)
+    if column.ndim > 1:
+        if max(column.shape) != column.size:
+            raise ValueError(f"{said}; got an array of shape {column.shape}")
+        column = column.ravel()
+    return column
 
 
 def _columns(path: Path) -> dict[str, list]:
