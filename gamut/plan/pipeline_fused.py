@@ -115,6 +115,23 @@ def lower_bound(problem: Problem) -> float:
     return best
 
 
+def least_memory(problem: Problem, makespan: float) -> float:
+    """No schedule of this makespan needs less memory: what a node holds on average, each micro-batch for its shortest
+    way from the stage to the chain's end and back, and at least one micro-batch."""
+    head, tail = ways(problem)
+    best = max(chain.memory for chain in problem.chains)
+    for letters in problem.by_letter:
+        held, here = 0.0, list(letters.values())
+        for i in here:
+            op = problem.ops[i]
+            if op.kind == FORWARD:
+                last = i + (2 if problem.chains[op.chain].weight else 1)
+                held += op.count * op.delta * (head[last] + problem.ops[last].time - head[i])
+        span = makespan - min(head[i] for i in here) - min(tail[i] for i in here)
+        best = max(best, held / span)
+    return best
+
+
 def ways(problem: Problem) -> tuple[list[float], list[float]]:
     """Per op: the shortest time before its first micro-batch can start, and after its last has ended."""
     ops = problem.ops

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gamut.plan.pipeline import Chain, Problem, simulate
-from gamut.plan.pipeline_fused import fillers, greedy, lower_bound, serial
+from gamut.plan.pipeline_fused import fillers, greedy, least_memory, lower_bound, serial
 
 SLICE = 1.0  # seconds of one call of a kernel: how often the search looks at the clock
 ROOM = (2.0, 3.0, 1.5)  # memory allowed while the goal is not met, in peaks of the serial schedule
@@ -72,6 +72,7 @@ class Search:
         self.table, self.buffers = kernels.tables(problem), (kernels.buffers(problem), kernels.buffers(problem))
         self.pairs = np.zeros((sum(problem.lengths), 2), np.int64)
         self.speed: dict[str, float] = {}
+        self.levels = {True: 0.7, False: 0.9}  # how far below the best the memory is tried, new rules and kept
         self.unit = max(op.time for op in problem.ops)
         ways = (False,) if any(chain.weight for chain in problem.chains) else (True, False)
         self.rules = [Rules(problem, self.draw, self._run, backwards=way) for way in ways]
@@ -146,43 +147,66 @@ class Search:
     def run(self, seconds: float, *, memory_goal: float = 0.0) -> Found:
         """Shorten until the goal is met, then lower the memory at that makespan, until time or ``memory_goal``.
 
-        Each round tunes rules within a memory cap: new ones, or those of the best schedule. A goal that is not met in
-        half of the time gives way to the best makespan.
+        A goal that is not met in half of the time gives way to the best makespan.
         """
-        least, failures = max(memory_goal, max(chain.memory for chain in self.problem.chains)), 0
+        least, failures = max(memory_goal, least_memory(self.problem, self.goal)), 0
         while (spent := self.clock() - self.began) < seconds:
             if self.best.makespan > self.goal and spent > seconds / 2:
                 self.goal, failures = self.best.makespan, 0
-            short, before = self.best.makespan <= self.goal, self.best
-            if not short:
-                cap = min(self.serial_peak * ROOM[failures % len(ROOM)], self.room)
+            before = self.best
+            if before.makespan > self.goal:
+                self._shorten(failures)
             elif before.peak_memory <= least + 1e-6:
                 break
             else:
-                cap = max(least, before.peak_memory * (1 if failures else 0.97) - 1e-6)
-            self._round(cap, failures)
-            if failures % 6 == 5:
-                self.anneal(cap if short else self.best.peak_memory, 0.7)
+                self._lower(least, failures)
             failures = 0 if self.best is not before else failures + 1
         return self.best
 
-    def _round(self, cap: float, failures: int) -> None:
+    def _shorten(self, failures: int) -> None:
         """Tune the rules of the best schedule four times, then new ones twice; longer and longer."""
+        cap = min(self.serial_peak * ROOM[failures % len(ROOM)], self.room)
         turn, slices = failures % 6, 2 ** min(failures // 3, 4)
         if self.good is None or turn >= 4:
             side = self.rules[failures // 6 % len(self.rules)]
-            if (turn != 5 or side.kept is None) and not side.begin(cap):
-                return
-            hot = 0.2
+            self._tune(side, cap, 0.2, slices, fresh=turn != 5 or side.kept is None)
         else:
-            side, kept = self.good
-            side.kept = kept
-            hot = (0.03, 0.06, 0.12, 0.25)[turn]
-        side.tune(cap, self.goal, hot * self.unit, 0.01 * self.unit, slices)
+            side, side.kept = self.good
+            self._tune(side, cap, (0.03, 0.06, 0.12, 0.25)[turn], slices)
+        if turn == 5:
+            self.anneal(self.best.peak_memory, 0.7)
+
+    def _lower(self, least: float, failures: int) -> None:
+        """Try for the goal within less memory: by turns with new rules and with those of the best schedule.
+
+        How far below the best a turn aims (1: just below, 0: at ``least``) is lowered by success and raised by failure.
+        What gets shorter is tuned on.
+        """
+        fresh = self.good is None or failures % 2 == 0
+        level, before = self.levels[fresh], self.best
+        cap = least + level * (before.peak_memory - 1e-6 - least)
+        if fresh:
+            side = self.rules[0] if failures % 12 < 10 else self.rules[-1]
+        else:
+            side, side.kept = self.good
+        reached, hot, slices = math.inf, 10 ** self.draw.uniform(-2.0, -0.7), 1 + min(failures // 12, 3)
+        for again in range(4):
+            shorter = self._tune(side, cap, hot, slices, fresh=fresh and not again)
+            if self.best is not before or shorter >= reached:
+                break
+            reached = shorter
+        self.levels[fresh] = max(0.3, 1 - (1 - level) * (1.4 if self.best is not before else 0.8))
+
+    def _tune(self, side: Any, cap: float, hot: float, slices: int, *, fresh: bool = False) -> float:
+        """Anneal the rules that a side keeps, or new ones, towards the goal; the makespan reached, which is offered."""
+        if fresh and not side.begin(cap):
+            return math.inf
+        side.tune(cap, self.goal, hot * self.unit, min(hot, 0.01) * self.unit, slices)
         makespan, rows = side.rows(cap)
         way = "backwards" if side.backwards else "forwards"
         if makespan >= 0 and self.offer(rows, f"rules {way} in time"):
             self.good = (side, side.kept)
+        return makespan if makespan >= 0 else math.inf
 
 
 def search(problem: Problem, seconds: float = 10.0, **options: Any) -> Found:
