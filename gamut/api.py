@@ -14,7 +14,7 @@ from typing import Any
 from gamut.evals.claims import Claim, Result, check
 from gamut.io.env import ROOT
 from gamut.io.runs import Run
-from gamut.io.source import Recipe, read
+from gamut.io.source import Recipe, read, tuned
 from gamut.papers import RECIPES
 
 SPEAKERS = {"Omni": "step_audio_2", "step_audio_2": "step_audio_2"}  # class or model_type -> the recipe that runs it
@@ -136,7 +136,7 @@ def run(
         out: folder of run folders.
         name: of the run folder; the recipe's name if None. Never overwritten: a taken name gets -2, -3, ...
         resume: a run folder; its config is kept, its finished stages are not repeated.
-        overrides: fields of the recipe's Config.
+        overrides: fields of the recipe's Config. With ``data`` what the recipe makes is fine-tuned on that.
     Returns:
         the recipe's result, with ``run`` set to the folder. report.html and result.json lie in it.
     Raises:
@@ -148,7 +148,7 @@ def run(
     elif recipe is None:
         raise ValueError("name a recipe, or a run to resume. See: gamut list")
     else:
-        source = read(recipe)
+        source = read(tuned(recipe) if "data" in overrides else recipe)
         config = configure(source, source.preset(size), overrides)
         folder = begin(source, config, size, out, name)
     return execute(source, config, folder)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gamut.io.source import Recipe, read
+from gamut.io.source import Recipe, read, tuned
 from gamut.papers import PAPERS, measured
 
 ROOM, RIGHTS = "make room, then type the same again", "see who may read and write there"
@@ -114,7 +114,7 @@ def run(args: Sequence[str]) -> None:
         overrides, options = _parse(recipe, kept, values, rest)
         recipe, config = api.reopen(folder, overrides, name)
     elif name is not None:
-        recipe, size = read(name), size or "tiny"
+        recipe, size = read(name if _value_of(rest, "--data") is None else tuned(name)), size or "tiny"
         overrides, options = _parse(recipe, size, recipe.preset(size), rest)
         config = api.configure(recipe, recipe.preset(size), overrides)
         if options["plan"]:
@@ -191,7 +191,7 @@ def _plan(recipe: Recipe, config: Any) -> None:
 
     _able(recipe, "plan")
     for name, value in module(recipe).plan(config).items():
-        console().print(Text(f"{name:<32}") + Text(f"{value:>20,.3f}".rstrip("0").rstrip("."), "bold"))
+        console().print(Text(f"{name:<40}") + Text(f"{value:>20,.3f}".rstrip("0").rstrip("."), "bold"))
 
 
 def _finished(result: Any) -> None:

@@ -1,4 +1,4 @@
-"""Own conversations: read from disk, refused line by line, batched, and learned from, whole and by adapters."""
+"""Own conversations: read from disk, refused line by line, written as the model will see them, batched."""
 
 import json
 
@@ -6,33 +6,23 @@ import pytest
 import torch
 from speeches import codec as small_codec
 
+from gamut.codecs.chat import ANSWER_SPEECH, ANSWER_THINKING, encode_chat, encode_turns
 from gamut.codecs.weave import Marks
 from gamut.data.conversations import vocabulary
-from gamut.data.own import Own, read_conversations, split
+from gamut.data.own import read_conversations, split, unfolded
+from gamut.data.own_rows import Own
 from gamut.generate.tools import calculator
 from gamut.generate.voice import SpeechCodec
-from gamut.io.convert import export
 from gamut.io.media import write_audio
-from gamut.io.runs import Run
-from gamut.models.audio_encoder import AudioEncoderConfig
-from gamut.models.lm import LMConfig
-from gamut.models.omni import Omni, OmniConfig
-from gamut.train.tuning import finetune, loss, own_data, saved
 
 WORDS = vocabulary(9, [calculator().schema])
+CALL = {"id": "c1", "function": {"name": "calculator", "arguments": '{"expression": "3*4"}'}}
 
 
+@pytest.fixture(scope="module")
 def codec() -> SpeechCodec:
     torch.manual_seed(0)
     return small_codec()
-
-
-def model() -> Omni:
-    torch.manual_seed(0)
-    lm = LMConfig(WORDS.vocab, 32, 2, 2, 1, 16, 48, qkv_bias=True, max_positions=512)
-    audio = AudioEncoderConfig(width=16, layers=1, heads=2, ffn=64, positions=1300)
-    marks = {f"audio_{name}_id": WORDS.id(f"<audio_{name}>") for name in ("start", "end", "patch")}
-    return Omni(OmniConfig(lm, audio, 24, **marks))
 
 
 def asked(file: str, answer, **more) -> dict:
@@ -41,44 +31,115 @@ def asked(file: str, answer, **more) -> dict:
     return {"messages": [system, user, own], **more}
 
 
+def write(folder, *lines) -> None:
+    (folder / "conversations.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+
+
+def learned(row) -> str:
+    return WORDS.decode([i for i, mine in zip(row.ids, row.learn, strict=True) if mine])
+
+
 @pytest.fixture
 def folder(tmp_path):
     for k in range(4):
         write_audio(tmp_path / f"{k}.wav", torch.sin(torch.arange(4000 * (k + 1)) * 0.1) * 0.3, 8000)
     spoken = [{"type": "audio", "file": "3.wav", "text": "yes"}]
-    lines = [asked(f"{k}.wav", f"number {k}") for k in range(3)] + [asked("0.wav", spoken, tools=[calculator().schema])]
-    (tmp_path / "conversations.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    lines = [asked(f"{k}.wav", f"number {k}") for k in range(3)] + [asked("0.wav", spoken)]
+    write(tmp_path, *lines)
     return tmp_path
 
 
-def test_a_conversation_becomes_what_the_model_hears_and_says(folder):
-    own = Own(read_conversations(folder), WORDS, codec=codec())
-    (ids, learn), mels, seconds = own.row(own.talked[2])
-    assert len(mels) == 1 and seconds == 1.5 and ids.count(WORDS.id("<audio_patch>")) == 19
-    assert WORDS.decode([i for i, mine in zip(ids, learn, strict=True) if mine]) == "number 2<|EOT|>"
-    (ids, learn), _, _ = own.row(own.talked[3])
-    marks = Marks.of(WORDS, 9)
-    said = marks.audio_codes([i for i, mine in zip(ids, learn, strict=True) if mine])
-    assert len(said) == 50 and "calculator" in WORDS.decode(ids)  # two seconds at 25 tokens
-    for one in own.talked:  # measured as it will be read
-        assert abs(len(own.row(one)[0][0]) - len(own.row(one, hear_it=False)[0][0])) <= 1
+def test_a_conversation_becomes_what_the_model_hears_and_says(folder, codec):
+    own = Own(read_conversations(folder), WORDS, codec=codec)
+    row = own.row(own.talked[2])
+    assert len(row.mels) == 1 and row.seconds == 1.5 and row.ids.count(WORDS.id("<audio_patch>")) == 19
+    assert learned(row) == "number 2<|EOT|>"
+    row, marks = own.row(own.talked[3]), Marks.of(WORDS, 9)
+    said = [i for i, mine in zip(row.ids, row.learn, strict=True) if mine]
+    assert len(marks.audio_codes(said)) == 50  # two seconds at 25 tokens
+    assert marks.start in row.ids and marks.start not in said  # whether to speak was asked for
+    assert [len(own.row(one).ids) for one in own.talked] == own.lengths  # measured as it is read
 
 
-def test_every_conversation_comes_once_an_epoch_beside_its_like(folder):
-    own = Own(read_conversations(folder), WORDS, tokens=300, codec=codec())
-    rows = [own.batch(i) for i in range(4)]
-    heard = sum(len(batch.mels_NMF) for batch in rows[:3])
-    assert all(batch.ids_BT.numel() <= 320 for batch in rows) and heard >= 4
-    assert torch.equal(own.batch(1).ids_BT, rows[1].ids_BT)
+def test_rows_are_what_the_official_layout_says(folder, codec):
+    """Several turns and a tool, beside the whole conversation written at once; the past says nothing of thoughts."""
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "three times four?"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "12"},
+        {"role": "assistant", "content": "12"},
+        {"role": "user", "content": "again?"},
+        {"role": "assistant", "content": "12, I said"},
+    ]
+    schemas = [calculator().schema]
+    write(folder, {"messages": turns, "tools": schemas})
+    [one] = read_conversations(folder)
+    row = Own([one], WORDS).row(one)
+    assert (row.ids, row.learn) == encode_turns(turns, WORDS, schemas, codes=9)
+    text = WORDS.decode(row.ids)
+    assert "<tool_call>function\ncalculator\n" in text and "function_output\ncalculator\n12<|EOT|>" in text
 
 
-def test_a_folder_of_clips_with_transcripts_is_conversations_too(folder):
+def test_each_thought_is_learned_where_a_row_ends(folder):
+    def turn(number: int) -> list[dict]:
+        said = f"<think>\nhm {number}\n</think>\n\nnumber {number}"
+        return [{"role": "user", "content": f"say {number}"}, {"role": "assistant", "content": said}]
+
+    write(folder, {"messages": [*turn(1), *turn(2)]})
+    [one] = read_conversations(folder)
+    assert [len(part.messages) for part in unfolded(one)] == [2, 4]
+    own = Own([one], WORDS)
+    first, second = (own.row(part) for part in own.talked)
+    assert learned(first) == "hm 1\n</think>\n\nnumber 1<|EOT|>"
+    assert learned(second) == "hm 2\n</think>\n\nnumber 2<|EOT|>"
+    past = [turn(1)[0], {"role": "assistant", "content": "number 1"}, turn(2)[0]]
+    asks = encode_chat(past, WORDS, prefill=ANSWER_THINKING)
+    assert second.ids[: len(asks)] == asks  # as the model is asked
+
+
+def test_with_tools_on_offer_the_model_chooses_to_speak(folder, codec):
+    spoken = [{"type": "audio", "file": "3.wav", "text": "yes"}]
+    write(folder, asked("0.wav", spoken, tools=[calculator().schema]))
+    [one] = read_conversations(folder)
+    row, start = Own([one], WORDS, codec=codec).row(one), WORDS.id("<tts_start>")
+    assert start in [i for i, mine in zip(row.ids, row.learn, strict=True) if mine]
+
+
+def test_speech_as_the_released_server_writes_it(folder):
+    speech = {"tts_text": "yes", "tts_audio": "<audio_1><audio_2><audio_3><audio_4>"}
+    write(folder, {"messages": [{"role": "user", "content": "Well?"},
+                                {"role": "assistant", "content": None, "tts_content": speech}]})  # fmt: skip
+    [one] = read_conversations(folder)
+    row = Own([one], WORDS).row(one)
+    given = encode_chat([{"role": "user", "content": "Well?"}], WORDS, prefill=ANSWER_SPEECH)
+    assert row.ids[: len(given)] == given and one.aloud
+    assert Marks.of(WORDS, 9).audio_codes(row.ids) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_every_conversation_comes_once_an_epoch(folder, codec, packed):
+    own = Own(read_conversations(folder), WORDS, tokens=300, codec=codec, packed=packed)
+    rows = [own.batch(i) for i in range(own.batches)]
+    assert sum(len(batch.mels_NMF) for batch in rows) == 4
+    assert all(batch.ids_BT.numel() <= 300 for batch in rows)
+    assert all((len(batch.ids_BT) == 1) or not packed for batch in rows)
+    assert torch.equal(own.batch(0).ids_BT, rows[0].ids_BT)
+    assert {i for k in range(own.batches) for i in own.group(own.batches + k)} == {0, 1, 2, 3}
+
+
+def test_a_folder_of_clips_with_transcripts_is_conversations_too(folder, monkeypatch):
+    """Two pieces of 25 s make two audio blocks in one message. The folder may be named from where one stands."""
+    monkeypatch.chdir(folder.parent)
     (folder / "conversations.jsonl").unlink()
-    (folder / "transcripts.csv").write_text("file,text\n0.wav,one two\n")
-    [one] = read_conversations(folder, prompt="Write it down.")
-    (ids, learn), _, _ = Own([one], WORDS).row(one)
-    assert "Write it down." in WORDS.decode(ids)
-    assert WORDS.decode([i for i, mine in zip(ids, learn, strict=True) if mine]) == "one two<|EOT|>"
+    write_audio(folder / "long.wav", torch.randn(26 * 8000) * 0.1, 8000)
+    (folder / "transcripts.csv").write_text("file,text\n0.wav,one two\nlong.wav,12\n")
+    own = Own(read_conversations(folder.name, prompt="Write it down."), WORDS)
+    short, long = (own.row(one) for one in own.talked)
+    assert "Write it down." in WORDS.decode(short.ids) and learned(short) == "one two<|EOT|>"
+    assert len(long.mels) == 2 and long.ids.count(WORDS.id("<audio_start>")) == 2
+    question, answer = own.question(own.talked[1])
+    assert WORDS.decode(question.ids).endswith("<|BOT|>assistant\n") and WORDS.decode(answer) == "12<|EOT|>"
 
 
 @pytest.mark.parametrize(
@@ -88,6 +149,10 @@ def test_a_folder_of_clips_with_transcripts_is_conversations_too(folder):
         (json.dumps(asked("9.wav", "x")), "line 1 names the sound '9.wav', which is not in"),
         (json.dumps({"messages": [{"role": "user", "content": "x"}]}), "line 1 has no assistant message"),
         (json.dumps({"messages": [{"role": "bot", "content": "x"}]}), "line 1 has the role 'bot'; allowed: system"),
+        (json.dumps({"messages": [{"role": "assistant", "content": ""}]}), "assistant message without content"),
+        (json.dumps({"messages": [{"role": "user", "content": 3}]}), "content is text or a list of parts, got 3"),
+        (json.dumps({"messages": [{"role": "user", "content": [{"type": "image"}]}]}), "has the part {'type': 'im"),
+        (json.dumps({"messages": [{"role": "assistant", "content": "x"}], "tools": "web"}), "tools is a list of sche"),
         ("", "holds no conversations"),
     ],
 )  # fmt: skip
@@ -97,16 +162,39 @@ def test_a_bad_line_is_named(tmp_path, line, why):
         read_conversations(tmp_path / "c.jsonl")
 
 
-def test_what_does_not_fit_is_refused_before_training(folder):
+def test_all_bad_lines_are_named_at_once(tmp_path):
+    (tmp_path / "c.jsonl").write_text("{\n" * 12)
+    with pytest.raises(ValueError, match=r"(?s)line 1 is not JSON.*line 8 is not JSON.*\.\.\. and 4 more like these"):
+        read_conversations(tmp_path / "c.jsonl")
+
+
+def test_what_does_not_fit_is_refused_before_training(folder, codec):
     talked = read_conversations(folder)
     with pytest.raises(ValueError, match="line 4 has a spoken answer, which takes a codec that encodes"):
         Own(talked, WORDS)
     with pytest.raises(ValueError, match=r"line 1 takes \d+ positions, a batch has 20; cut it, or raise tokens"):
-        Own(talked, WORDS, tokens=20, codec=codec())
+        Own(talked, WORDS, tokens=20, codec=codec)
+    with pytest.raises(ValueError, match=r"the codec has 9 tokens, the model's tokenizer 27; take both from one"):
+        Own(talked, vocabulary(27, []), codec=codec)
     with pytest.raises(ValueError, match=r"neither a \.jsonl file of conversations nor a folder"):
         read_conversations(folder / "0.wav")
     with pytest.raises(ValueError, match="share held out must be at least 0 and below 1, got 1"):
         split(talked, 1.0)
+
+
+def test_sound_that_cannot_be_used_is_named_with_its_line(folder):
+    """Unreadable, empty, of no length that can be heard, two hours: found by their headers, all at once."""
+    (folder / "noise.wav").write_bytes(b"no sound at all")
+    (folder / "empty.wav").write_bytes(b"")
+    write_audio(folder / "click.wav", torch.ones(40) * 0.1, 8000)
+    write_audio(folder / "hours.wav", torch.zeros(2 * 3600 * 8000), 8000)
+    write(folder, *(asked(f"{name}.wav", "x") for name in ("noise", "empty", "click", "hours")))
+    with pytest.raises(ValueError) as caught:
+        Own(read_conversations(folder), WORDS)
+    said = str(caught.value).splitlines()
+    assert len(said) == 4 and all(f"line {n}" in line for n, line in enumerate(said, 1))
+    assert "not a sound file that can be read" in said[0] and "0 bytes" in said[1]
+    assert "is the clip empty?" in said[2] and "takes 90" in said[3]
 
 
 def test_some_are_held_out(folder):
@@ -114,27 +202,3 @@ def test_some_are_held_out(folder):
     train, test = split(talked, 0.25)
     assert len(train) == 3 and len(test) == 1 and test[0] not in train
     assert split(talked[:1], 0.25) == (talked[:1], [])
-
-
-@pytest.mark.parametrize("rank", [0, 2])
-def test_tuning_lowers_the_loss_and_leaves_the_encoder_alone(folder, tmp_path, rank):
-    """Whole or by adapters; what was tuned is saved, and exported with the adapter merged or beside it."""
-    tuned, start = model(), model()
-    train, test = own_data(read_conversations(folder), lambda some: Own(some, WORDS, codec=codec()), 0.25)
-    run = Run.create(tmp_path / "runs", "tune", {})
-    batch = train.batch(0)
-    before = loss(tuned, batch).item()
-    finetune(tuned, train, test, run, steps=12, lr=3e-2, rank=rank)
-    after = loss(tuned, batch).item()
-    assert after < 0.8 * before
-    moved = {name for name, weight in tuned.state_dict().items() if not torch.equal(weight, start.state_dict()[name])}
-    assert not any(name.startswith("encoder.") for name in moved)
-    assert any(name.startswith("adapter.") for name in moved) == (rank == 0) and "lm.blocks.0.attn.q.weight" in moved
-    assert "eval/loss" in str(run.curves())
-    path = saved(tuned, run, WORDS.files(), "tuned")
-    again = Omni.from_pretrained(path)
-    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in tuned.state_dict().items())
-    if rank:
-        start.save_pretrained(tmp_path / "base")
-        merged = Omni.from_pretrained(export(tmp_path / "base", tmp_path / "hf", lora=run.path / "adapter", merge=True))
-        torch.testing.assert_close(merged.lm.blocks[0].attn.q.weight, tuned.lm.blocks[0].attn.q.weight)

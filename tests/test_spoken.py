@@ -7,10 +7,8 @@ import torch
 
 from gamut.codecs.mel import hear, patches
 from gamut.data.noise import not_speech, padded
-from gamut.data.recordings import Recordings
 from gamut.data.sources import Clip
 from gamut.data.spoken import RATE, TASKS, Digits, noisy, stretched
-from gamut.data.talks import tokenizer
 
 
 def clips(rate: int = RATE) -> list[Clip]:
@@ -75,15 +73,3 @@ def test_padding_and_stretching():
 def test_as_many_patches_as_the_front_end_counts():
     mel = hear(torch.randn(RATE), RATE)
     assert patches(mel.shape[-1]) == 13
-
-
-def test_own_recordings_become_transcripts():
-    """Two pieces of 25 s make two audio blocks in one message; the transcript is what is learned."""
-    clip = Clip(torch.randn(26 * RATE) * 0.1, RATE, "12")
-    words = tokenizer(9)
-    batch = Recordings([clip], words).batch(0, 2)
-    starts = batch.ids_BT == words.id("<audio_start>")
-    assert starts.sum(1).tolist() == [2, 2]
-    assert len(batch.mels_NMF) == 4
-    learned = words.decode(batch.ids_BT[0][batch.learn_BT[0]].tolist())
-    assert learned == "12<|EOT|>"

@@ -6,41 +6,72 @@
      "tools": [...]}
 
 a line, files relative to the JSONL. Sound of the user is heard; sound of the assistant, with its ``text``, is what it
-learns to say, and needs a codec that encodes. ``tool_calls`` and ``tool`` messages are as codecs/chat.py has them.
+learns to say. That needs a codec that encodes, or the tokens themselves: {"tts_content": {"tts_text", "tts_audio"}} as
+the released server writes it. ``tool_calls`` and ``tool`` messages are as codecs/chat.py has them; an answer may begin
+with <think>…</think>.
 """
 
 import json
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from gamut.codecs.chat import TTS_START, encode_turns
-from gamut.codecs.mel import PAD, WHISPER_HOP, WHISPER_RATE, hear, patches, pieces
+from gamut.codecs.chat import without_thinking
 from gamut.codecs.prompts import TRANSCRIBE
-from gamut.codecs.text import Tokenizer
-from gamut.codecs.weave import Marks, build_ta4
-from gamut.data.dialogues import Row
-from gamut.data.pack import buckets, shuffled
-from gamut.data.talks import TalkBatch, Voice, stacked
 from gamut.io.listing import listed
-from gamut.io.media import duration, read_audio, resample
 
 ROLES = ("system", "user", "human", "assistant", "tool", "input", "function_output")
+CONVERSATIONS = "conversations.jsonl"
+SHOWN = 8  # problems that a message lists
 
 
 @dataclass(frozen=True)
 class Talked:
-    """A conversation as it was written down; ``where`` names its line for messages."""
+    """A conversation as it was written down; it ends with an answer.
+
+    ``where`` names its line for messages; what stands before message number ``first`` is given, not learned.
+    """
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]]
     folder: Path
     where: str
+    first: int = 0
+
+    @property
+    def system(self) -> str:
+        """What the model is told to do, if it is told in words alone."""
+        first = self.messages[0]
+        return first["content"] if first["role"] == "system" and isinstance(first["content"], str) else ""
+
+    @property
+    def aloud(self) -> bool:
+        """Whether the last answer is spoken."""
+        return is_spoken(self.messages[-1])
+
+
+def is_spoken(message: Mapping[str, Any]) -> bool:
+    return bool(message.get("tts_content")) or any(part["type"] in ("audio", "token") for part in parts(message))
+
+
+def parts(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a message holds, text too as a part."""
+    content = message.get("content")
+    return list(content) if isinstance(content, list) else [{"type": "text", "text": content}] if content else []
+
+
+def thinks(message: Mapping[str, Any]) -> bool:
+    """Whether an answer begins with a thought."""
+    said = parts(message)
+    text = said[0].get("text", "") if said and said[0]["type"] == "text" else ""
+    return message["role"] == "assistant" and text != without_thinking(text)
+
+
+def sound_file(part: Mapping[str, Any]) -> str:
+    """The file of a part of sound, under either name that is in use."""
+    return str(part.get("file") or part.get("audio"))
 
 
 def read_conversations(path: str | Path, prompt: str = TRANSCRIBE) -> list[Talked]:
@@ -48,49 +79,86 @@ def read_conversations(path: str | Path, prompt: str = TRANSCRIBE) -> list[Talke
     transcripts.
 
     Raises:
-        ValueError: nothing of the kind; a line that is no conversation, names a missing file, or in which the
-            assistant says nothing. Found before any sound is read.
+        ValueError: nothing of the kind; lines that are no conversation, name a missing file, or in which the assistant
+            says nothing: all of them, the first few by name, before any sound is read.
     """
     path = Path(path)
-    file = path / "conversations.jsonl" if path.is_dir() else path
+    file = path / CONVERSATIONS if path.is_dir() else path
     if path.is_dir() and not file.exists():
         return [
-            Talked([{"role": "system", "content": prompt}, {"role": "user", "content": [_sound(clip)]},
-                    {"role": "assistant", "content": text}], (), path, f"'{clip}'")
+            Talked([{"role": "system", "content": prompt},
+                    {"role": "user", "content": [{"type": "audio", "file": str(clip)}]},
+                    {"role": "assistant", "content": text}], (), Path(), f"'{clip}'")
             for clip, text, _ in listed(path)
         ]  # fmt: skip
     if not file.is_file() or file.suffix != ".jsonl":
         raise ValueError(f"'{path}' is neither a .jsonl file of conversations nor a folder; see gamut.data.own")
-    lines = [(number, line) for number, line in enumerate(file.read_text().splitlines(), 1) if line.strip()]
-    if not lines:
+    lines = file.read_text(encoding="utf-8-sig").splitlines()
+    talked, wrong = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            talked += [_line(file, f"'{file}' line {number}", line)] if line.strip() else []
+        except ValueError as error:
+            wrong.append(str(error))
+    refuse(wrong)
+    if not talked:
         raise ValueError(f"'{file}' holds no conversations; write one JSON object a line")
-    return [_line(file, number, line) for number, line in lines]
+    return talked
 
 
-def _sound(file: Path | str) -> dict[str, str]:
-    return {"type": "audio", "file": str(file)}
+def refuse(wrong: Sequence[str]) -> None:
+    """Raises ValueError with the problems there are, if there are any."""
+    if wrong:
+        more = f"\n... and {len(wrong) - SHOWN} more like these" if len(wrong) > SHOWN else ""
+        raise ValueError("\n".join(wrong[:SHOWN]) + more)
 
 
-def _line(file: Path, number: int, line: str) -> Talked:
-    where = f"'{file}' line {number}"
+def _line(file: Path, where: str, line: str) -> Talked:
     try:
         entry = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{where} is not JSON ({error}); one object a line") from error
     messages = entry.get("messages") if isinstance(entry, dict) else None
-    whole = isinstance(messages, list) and all(isinstance(m, dict) and "role" in m and "content" in m for m in messages)
-    if messages is None or not whole:
+    if not isinstance(messages, list) or not all(isinstance(m, dict) and {"role"} < set(m) for m in messages):
         raise ValueError(f'{where} needs {{"messages": [{{"role": …, "content": …}}, …]}}; got {line[:80]}')
     for message in messages:
-        if message["role"] not in ROLES:
-            raise ValueError(f"{where} has the role {message['role']!r}; allowed: {', '.join(ROLES)}")
-        for part in message["content"] if isinstance(message["content"], list) else ():
-            if part.get("type") == "audio" and not (file.parent / str(part.get("file"))).is_file():
-                raise ValueError(f"{where} names the sound {part.get('file')!r}, which is not in '{file.parent}'; "
-                                 f'write {{"type": "audio", "file": …}} relative to it')
-    if not any(message["role"] == "assistant" for message in messages):
+        _check(message, file.parent, where)
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
         raise ValueError(f"{where} has no assistant message: nothing could be learned from it")
-    return Talked(messages, entry.get("tools") or (), file.parent, where)
+    tools = entry.get("tools") or ()
+    if not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f'{where}: tools is a list of schemas, {{"type": "function", "function": …}}; got {tools!r}')
+    return Talked(list(_named(messages[: answers[-1] + 1])), tools, file.parent, where)
+
+
+def _check(message: Mapping[str, Any], folder: Path, where: str) -> None:
+    role, content = message["role"], message.get("content")
+    if role not in ROLES:
+        raise ValueError(f"{where} has the role {role!r}; allowed: {', '.join(ROLES)}")
+    if role == "assistant" and not (content or message.get("tool_calls") or message.get("tts_content")):
+        raise ValueError(f"{where} has an assistant message without content, tool_calls or tts_content")
+    if content is not None and not isinstance(content, str | list):
+        raise ValueError(f"{where}: content is text or a list of parts, got {content!r}")
+    for part in parts(message):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        held = set(part) & {"text": {"text"}, "audio": {"file", "audio"}, "token": {"token"}}.get(str(kind), set())
+        if not held:
+            allowed = '{"type": "text", "text"}, {"type": "audio", "file"} or {"type": "token", "token"}'
+            raise ValueError(f"{where} has the part {str(part)[:60]}; allowed: {allowed}")
+        if kind == "audio" and not (folder / sound_file(part)).is_file():
+            raise ValueError(f"{where} names the sound {sound_file(part)!r}, which is not in '{folder}'; "
+                             f'write {{"type": "audio", "file": …}} relative to it')
+
+
+def _named(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Each result with the name of the tool that was called: messages are written one by one."""
+    names: dict[str, str] = {}
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            names[call.get("id", "")] = call.get("function", call)["name"]
+        named = message["role"] == "tool" and message.get("tool_call_id") in names
+        yield {"content": None} | dict(message) | ({"name": names[message["tool_call_id"]]} if named else {})
 
 
 def split(talked: Sequence[Talked], share: float, seed: int = 0) -> tuple[list[Talked], list[Talked]]:
@@ -106,72 +174,11 @@ def split(talked: Sequence[Talked], share: float, seed: int = 0) -> tuple[list[T
     return [talked[i] for i in sorted(order[count:])], [talked[i] for i in sorted(order[:count])]
 
 
-class Own:
-    """Rows and batches of own conversations, rows of like length together.
-
-    Args:
-        tokens: positions of a batch, padding included; a longer conversation is refused.
-        codec: for spoken answers; its ``encode`` takes sound at ``codec.hears`` Hz.
-    Raises:
-        ValueError: a conversation longer than ``tokens``, or with a spoken answer and no codec; it names the line.
-    """
-
-    def __init__(
-        self, talked: Sequence[Talked], words: Tokenizer, *, tokens: int = 4096, codec: Voice | None = None,
-        seed: int = 0,
-    ):
-        self.talked, self.words, self.codec = list(talked), words, codec
-        self.codes = codec.vocab if codec else 6561
-        self.spoken: dict[Path, list[int]] = {}
-        lengths = [len(self.row(one, hear_it=False)[0][0]) for one in self.talked]
-        for one, length in zip(self.talked, lengths, strict=True):
-            if length > tokens:
-                raise ValueError(f"{one.where} takes {length} positions, a batch has {tokens}; cut it, or raise tokens")
-        self.group = shuffled(buckets(lengths, tokens), seed)
-
-    def row(self, one: Talked, hear_it: bool = True) -> tuple[Row, list[Tensor], float]:
-        """Ids and what is learned of them, log-mels of what is heard, seconds of it.
-
-        Without ``hear_it`` no question is read, only measured: the ids are as many, up to a patch a clip.
-        """
-        messages, mels, seconds = [], [], 0.0
-        for message in one.messages:
-            parts = message["content"]
-            if isinstance(parts, list):
-                own, written = message["role"] == "assistant", []
-                for part in parts:
-                    if part.get("type") != "audio":
-                        written.append(part)
-                    elif own:
-                        written.append({"type": "token", "token": self._said(one, part)})
-                    elif not hear_it:
-                        blank = torch.zeros(1).expand(round(duration(one.folder / part["file"]) * WHISPER_RATE))
-                        frames = [(len(piece) + PAD) // WHISPER_HOP for piece in pieces(blank)]
-                        written.append({"type": "audio", "patches": [patches(count) for count in frames]})
-                    else:
-                        wav, rate = read_audio(one.folder / part["file"])
-                        heard = [hear(piece, WHISPER_RATE) for piece in pieces(resample(wav, rate, WHISPER_RATE))]
-                        written.append({"type": "audio", "patches": [patches(mel.shape[-1]) for mel in heard]})
-                        mels, seconds = mels + heard, seconds + len(wav) / rate
-                message = {**message, "content": written}
-            messages.append(message)
-        ids, learn = encode_turns(messages, self.words, one.tools or None, codes=self.codes)
-        asked = self.words.id(TTS_START)  # whether to speak is the prompt's choice, not the model's
-        return (ids, [own and i != asked for i, own in zip(ids, learn, strict=True)]), mels, seconds
-
-    def _said(self, one: Talked, part: Mapping[str, Any]) -> list[int]:
-        """A spoken answer as woven ids; encoded once."""
-        if self.codec is None:
-            raise ValueError(f"{one.where} has a spoken answer, which takes a codec that encodes; give one")
-        marks, file = Marks.of(self.words, self.codec.vocab), one.folder / part["file"]
-        if file not in self.spoken:
-            rate = self.codec.hears
-            with torch.no_grad():
-                self.spoken[file] = self.codec.encode(read_audio(file, rate)[0][None])[0].tolist()
-        return build_ta4(self.words.encode(part.get("text", "")), marks.audio_ids(self.spoken[file]), marks)
-
-    def batch(self, index: int) -> TalkBatch:
-        """Batch number ``index``; every conversation comes once before any comes again."""
-        made = [self.row(self.talked[i]) for i in self.group(index)]
-        return stacked([row for row, _, _ in made], [mel for _, mels, _ in made for mel in mels], self.words,
-                       sum(seconds for _, _, seconds in made))  # fmt: skip
+def unfolded(one: Talked) -> list[Talked]:
+    """A conversation as often as it thinks: the past holds no thoughts, so each is learned where a row ends."""
+    out, first = [], one.first
+    for i, message in enumerate(one.messages[:-1]):
+        if thinks(message):
+            out.append(replace(one, messages=one.messages[: i + 1], first=first))
+            first = i + 1
+    return [*out, replace(one, first=first)]

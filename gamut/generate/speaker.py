@@ -54,7 +54,7 @@ class Speaker:
             menu = json.loads((path / MENU).read_text()) if (path / MENU).exists() else {}
             tools = four_tools(library(path / VOICES), menu)
         return cls(
-            Omni.from_pretrained(path), Tokenizer.from_pretrained(path), codec_of(path, voice), tools,
+            Omni.from_pretrained(path), Tokenizer.from_pretrained(path), _voiced(codec_of(path), voice, path), tools,
             json.loads(taught.read_text()) if taught.exists() else {},
         )  # fmt: skip
 
@@ -91,11 +91,16 @@ class Speaker:
         return How(system, **self.taught.get(system, {}))
 
 
-def codec_of(path: Path, voice: str | Path | None = None) -> Any:
-    """The codec beside a model's weights; None if there is none, or none that has a voice."""
+def codec_of(path: Path) -> Any:
+    """The codec beside a model's weights; None if there is none."""
     folder = next((path / name for name in CODECS if (path / name / "config.json").exists()), None)
-    hears = folder is not None and (folder / "tokenizer").is_dir()
-    codec = SpeechCodec.from_pretrained(folder) if hears else gamut.load(folder) if folder else None
+    if folder is None:
+        return None
+    return SpeechCodec.from_pretrained(folder) if (folder / "tokenizer").is_dir() else gamut.load(folder)
+
+
+def _voiced(codec: Any, voice: str | Path | None, path: Path) -> Any:
+    """A codec that can speak, in the voice of a recording if there is one; None if it has no voice."""
     if voice is not None:
         if not isinstance(codec, SpeechCodec):
             raise ValueError(f"'{path}' has no codec that takes on a voice; convert the released folder with its "

@@ -78,6 +78,21 @@ def find(name: str) -> str:
     raise ValueError(f"unknown recipe '{name}'; closest: {', '.join(near) or 'none'}. See: gamut list")
 
 
+def tuned(name: str) -> str:
+    """The recipe that ``name --data FOLDER`` runs: NAME_tune, where there is one.
+
+    Raises:
+        ValueError: as `find`; or if what the recipe makes is not tuned on data of one's own.
+    """
+    if name.endswith(".py"):
+        return name
+    other = f"{find(name).removesuffix('_tune')}_tune"
+    if not (RECIPES / f"{other}.py").exists():
+        able = sorted(path.stem.removesuffix("_tune") for path in RECIPES.glob("*_tune.py"))
+        raise ValueError(f"recipe {name} takes no data of your own; --data goes with: {', '.join(able)}")
+    return other
+
+
 def read(name: str) -> Recipe:
     """Read gamut/recipes/<name>.py, or any recipe file: a name that ends in .py is a path.
 

@@ -20,6 +20,9 @@ from gamut.io.progress import FRAME, LINE, clock
 METRICS: dict[str, tuple[str, str]] = {
     "loss": ("-", "what the optimiser lowers, mean over the batch"),
     "lr": ("-", "learning rate of the first parameter group, after the schedule"),
+    "wer": ("-", "errors per word wanted; per character where words are not set apart"),
+    "exact": ("-", "share of answers that are right as a whole"),
+    "calls": ("-", "share of tool calls exactly right, of the answers that should make any"),
     "grad_norm": ("-", "length of the whole gradient before clipping"),
     "tokens": ("tokens", "tokens that carried loss in this step, all ranks together"),
     "audio_s": ("s", "seconds of audio read in this step, all ranks together"),

@@ -1,0 +1,153 @@
+"""What a model makes of own conversations: its last answer beside the one that was written down."""
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gamut.codecs.answer import parse_ta4
+from gamut.codecs.chat import EOT, TTS_START, without_thinking
+from gamut.codecs.mel import pad_mels
+from gamut.codecs.text import Tokenizer
+from gamut.codecs.token2wav import Token2Wav
+from gamut.codecs.toolcall import parse_tool_calls
+from gamut.codecs.weave import Marks
+from gamut.data.own import Talked
+from gamut.data.own_rows import Own
+from gamut.evals.metrics import error_rate, words
+from gamut.generate.ar import Prompt, generate
+from gamut.generate.sampling import Sampling
+from gamut.generate.speaker import LEVEL, SMALL, codec_of
+from gamut.io.report import Heading, Table
+from gamut.models.omni import Omni
+
+LONGEST = 1024  # tokens of an answer; ours
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """A model that is to learn: its weights, its words, the codec that encodes what it is to say (None: there is none
+    beside the weights), and the level that it is asked at (0: as recorded)."""
+
+    model: Omni
+    words: Tokenizer
+    codec: Any
+    level: float
+
+    @classmethod
+    def load(cls, path: Path, half: bool = False) -> "Pupil":
+        """From a folder of ours or a released one. ``half``: in bfloat16 where a GPU computes, for adapters."""
+        dtype = torch.bfloat16 if half and torch.cuda.is_available() else torch.float32
+        model, codec = Omni.from_pretrained(path, dtype), codec_of(path)
+        encodes = codec is not None and not isinstance(codec, Token2Wav)
+        small = sum(p.numel() for p in model.parameters()) < SMALL
+        return cls(model, Tokenizer.from_pretrained(path), codec if encodes else None, LEVEL if small else 0.0)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A last answer, and the one wanted: words, written or said, and tool calls as (name, JSON)."""
+
+    one: Talked
+    wanted: str
+    got: str
+    wanted_calls: list[tuple[str, str]]
+    calls: list[tuple[str, str]]
+
+    @property
+    def right(self) -> bool:
+        return (symbols(self.got), self.calls) == (symbols(self.wanted), self.wanted_calls)
+
+
+def symbols(text: str) -> list[str]:
+    """Words, and single characters where words are not set apart: what an error rate counts.
+
+    >>> symbols("Two words, 两个字")
+    ['two', 'words', '两', '个', '字']
+    """
+    found = []
+    for word in words(text):
+        ideographs = any(unicodedata.name(c, "").startswith(("CJK", "HIRAGANA", "KATAKANA")) for c in word)
+        found += list(word) if ideographs else [word]
+    return found
+
+
+def read_answer(ids: Sequence[int], tokenizer: Tokenizer, codes: int) -> tuple[str, list[tuple[str, str]]]:
+    """Words and calls of an answer, its thought left out. ``ids`` may begin inside a thought or a spoken section."""
+    ids = [i for i in ids if i != tokenizer.id(EOT)]
+    start, first = tokenizer.id(TTS_START), tokenizer.id("<audio_0>")
+    sound = next((i for i, one in enumerate(ids) if one == start or one >= first), len(ids))
+    opened = sound < len(ids) and ids[sound] != start  # it was asked for: the section began before the answer
+    head, tail = ([], ids) if opened else (ids[:sound], ids[sound + 1 :])
+    woven = parse_ta4(tail, True, Marks.of(tokenizer, codes)) if sound < len(ids) else None
+    written = tokenizer.decode([*head, *(woven.other_ids if woven else ())])
+    found = parse_tool_calls(written)
+    plain = (found.content or "").rpartition("</think>")[2]
+    said = tokenizer.decode(woven.text_ids) if woven else ""
+    return f"{without_thinking(plain)} {said}".strip(), [(call.name, _sorted(call.arguments)) for call in found.calls]
+
+
+def _sorted(arguments: str) -> str:
+    return json.dumps(json.loads(arguments), sort_keys=True, ensure_ascii=False)
+
+
+def answered(model: Omni, own: Own, count: int = 64, longest: int = LONGEST) -> list[Answered]:
+    """The first ``count`` conversations answered greedily."""
+    some, prompts, wanted = own.talked[:count], [], []
+    for one in some:
+        row, answer = own.question(one)
+        mels = pad_mels(row.mels, odd=True) if row.mels else (None, None)
+        mels = tuple(part if part is None else part.to(model.lm.norm.weight.device) for part in mels)
+        prompts.append(Prompt(row.ids, model.prompt(row.ids, *mels)))
+        wanted.append(answer)
+    greedy = Sampling(temperature=0.0, stop=(own.words.id(EOT),), logprobs=False)
+    room = [min(longest, 16 + 2 * len(answer)) for answer in wanted]  # twice what is wanted says enough
+    samples = generate(model.lm, prompts, [replace(greedy, max_new=most) for most in room])
+    out = []
+    for one, answer, sample in zip(some, wanted, samples, strict=True):
+        right, got = (read_answer(ids, own.words, own.codes) for ids in (answer, sample.ids))
+        out.append(Answered(one, right[0], got[0], right[1], got[1]))
+    return out
+
+
+def scored(answers: Sequence[Answered]) -> dict[str, float]:
+    """``wer``: errors per word (per character where words are not set apart) of the answers that have any;
+    ``exact``: answers right as a whole; ``calls``: tool calls exactly right, of the answers that should make any."""
+    said = [a for a in answers if symbols(a.wanted)]
+    calling = [a for a in answers if a.wanted_calls]
+    found = {"exact": sum(a.right for a in answers) / len(answers)}
+    if said:
+        found["wer"] = error_rate([symbols(a.wanted) for a in said], [symbols(a.got) for a in said])
+    if calling:
+        found["calls"] = sum(a.calls == a.wanted_calls for a in calling) / len(calling)
+    return found
+
+
+def examined(model: Omni, own: Own, count: int) -> dict[str, float]:
+    """``scored`` of the first ``count`` conversations."""
+    return scored(answered(model, own, count))
+
+
+def report(
+    facts: Sequence[tuple[str, Any]], before: Sequence[Answered], after: Sequence[Answered], count: int = 20
+) -> list[Any]:
+    """Blocks of a report: what was learned from, scores before and after, answers beside those wanted."""
+    old, new = scored(before), scored(after)
+    rows = [(name, f"{old[name]:.3f}", f"{value:.3f}") for name, value in new.items()]
+    shown = [(a.one.where.rpartition("/")[2].replace("'", ""), _told(a.wanted, a.wanted_calls), _told(b.got, b.calls),
+              _told(a.got, a.calls)) for b, a in list(zip(before, after, strict=True))[:count]]  # fmt: skip
+    return [
+        Heading("What it learned from"),
+        Table(("", "count"), facts),
+        Heading("What was held out", f"{len(after)} conversations, answered greedily before and after."),
+        Table(("score", "before", "after"), rows),
+        Table(("conversation", "wanted", "before", "after"), shown),
+    ]
+
+
+def _told(text: str, calls: Sequence[tuple[str, str]]) -> str:
+    return "; ".join([*([text] if text else []), *(f"{name} {arguments}" for name, arguments in calls)]) or "(nothing)"

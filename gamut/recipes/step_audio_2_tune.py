@@ -1,0 +1,166 @@
+"""Step-Audio 2 fine-tuned (arXiv 2507.16632 §4.4): the tiny model, your own or the released one, on your own data.
+
+    gamut run step_audio_2 --data FOLDER                                 # the shipped tiny model, by adapters
+    gamut run step_audio_2 --data FOLDER --init DIR --size small         # DIR: Step-Audio-2-mini; one GPU
+    gamut run step_audio_2_tune                                          # an example, made of real recordings
+
+FOLDER holds sound files with transcripts.csv (columns file, text), or conversations.jsonl: turns with sound in and out,
+tool calls, thoughts (gamut/data/own.py). Part of it is held out, examined while the model learns, and again at the end;
+the weights with the lowest loss there are kept. runs/NAME/model then goes to `gamut chat` and `gamut export`,
+runs/NAME/adapter to anything that reads peft's layout. DIR may be a folder that `gamut convert` wrote (with the codec,
+for spoken answers), a released one as it was downloaded, or a run.
+"""
+
+import hashlib
+import json
+import warnings
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from gamut.codecs.prompts import TRANSCRIBE
+from gamut.data.own import read_conversations
+from gamut.data.own_example import example
+from gamut.data.own_rows import Own
+from gamut.evals import own as exam
+from gamut.evals.claims import Claim, Result
+from gamut.io.files import atomic_write
+from gamut.io.folders import load_config
+from gamut.io.keys.step_audio_2 import config_from_official
+from gamut.io.runs import Run
+from gamut.io.tuned import save_tuned
+from gamut.plan.omni import MINI, cost
+from gamut.train import dist
+from gamut.train.tuning import finetune, mean_loss, own_data
+
+
+@dataclass(frozen=True)
+class Config:
+    """From what, on what, and how long it learns."""
+
+    init: str = "weights/step_audio_2"  # ours; the model: a folder of ours, of a run, or released
+    data: str = ""  # ours; folder or .jsonl to learn from; empty: an example, of real recordings
+    check: str = ""  # ours; folder or .jsonl that is held out, instead of a share of the data
+    share: float = 0.1  # ours; of the data, held out
+    lora_rank: int = 16  # paper 0 (§4.4); of the adapters; 0 trains adaptor and decoder whole, as the paper does
+    steps: int = 200  # not found in the paper (4B tokens, one epoch); updates
+    tokens: int = 1024  # paper 16384 (§4.2); positions of a micro-batch
+    accumulate: int = 1  # ours; micro-batches of an update, all processes together
+    lr: float = 3e-3  # paper 1e-5 (§4.4); peak, it falls to a tenth
+    every: int = 25  # ours; updates between examinations
+    exam: int = 32  # ours; held-out conversations that an examination answers, 0: loss alone
+    packed: bool = True  # ours; several conversations in a row; otherwise a row each, beside its like
+    checkpointing: bool = False  # ours; less memory for a second forward pass
+    prompt: str = ""  # ours; asks for a transcript where data is clips and transcripts; empty: as released
+    seed: int = 0  # ours
+
+
+TINY = Config()
+SMALL = replace(TINY, init="Step-Audio-2-mini", tokens=8192, lr=1e-4, every=100, checkpointing=True)
+PAPER = replace(SMALL, lora_rank=0, tokens=16384, lr=1e-5)
+LARGE, MOST = 10**9, 3e-4  # parameters from which a peak learning rate above this is pointed out
+
+
+def found(folder: str) -> Path:
+    """A model's folder: as given, as it lies in the repository, or inside a run."""
+    path = Path(folder) if Path(folder).exists() else Path(__file__).parents[2] / folder
+    return path / "model" if (path / "model" / "config.json").exists() else path
+
+
+def data(cfg: Config, run: Run | None, speaker: exam.Pupil) -> tuple[Own, Own]:
+    """What is trained on and what is held out (the same, where nothing can be held out)."""
+    make = partial(Own, words=speaker.words, tokens=cfg.tokens, codec=speaker.codec, packed=cfg.packed,
+                   level=speaker.level, seed=cfg.seed)  # fmt: skip
+    if not cfg.data:
+        home = (run.path if run else Path("runs")) / "data"
+        if dist.rank() == 0:
+            example(home / "train", "train", 500, cfg.seed)
+            example(home / "check", "test", 100, cfg.seed)
+        dist.gather(None)
+        cfg = replace(cfg, data=str(home / "train"), check=str(home / "check"))
+    talked = read_conversations(cfg.data, cfg.prompt or TRANSCRIBE)
+    if cfg.check:
+        return make(talked), make(read_conversations(cfg.check, cfg.prompt or TRANSCRIBE))
+    train, held_out = own_data(talked, make, cfg.share, cfg.seed)
+    return train, held_out or train
+
+
+def same_data(own: Own, run: Run) -> None:
+    """Raises ValueError where a resumed run does not find what it began with."""
+    told = [[one.where.rpartition("/")[2], length] for one, length in zip(own.talked, own.lengths, strict=True)]
+    now = {"conversations": len(own.talked), "positions": sum(own.lengths),
+           "sha256": hashlib.sha256(json.dumps(told).encode()).hexdigest()}  # fmt: skip
+    file = run.path / "data.json"
+    then = json.loads(file.read_text()) if file.exists() else now
+    if then != now:
+        raise ValueError(f"the data changed since this run began: {then['conversations']} conversations of "
+                         f"{then['positions']} positions then, {now['conversations']} of {now['positions']} now; put "
+                         f"it back, or start a new run")  # fmt: skip
+    if dist.rank() == 0:
+        atomic_write(file, json.dumps(now))
+
+
+def main(cfg: Config = TINY, run: Run | None = None) -> Result:
+    init = found(cfg.init)
+    pupil = exam.Pupil.load(init, half=bool(cfg.lora_rank))
+    model = pupil.model.to(dist.device())
+    if cfg.lr > MOST and sum(p.numel() for p in model.parameters()) > LARGE:
+        warnings.warn(f"lr {cfg.lr:g} is for a tiny model; for one of this size --size small has 1e-4", stacklevel=1)
+    train, held_out = data(cfg, run, pupil)
+    if run is not None:
+        same_data(train, run)
+    before, start = exam.answered(model, held_out), mean_loss(model, held_out)
+    finetune(
+        model, train, held_out, run, steps=cfg.steps, lr=cfg.lr, rank=cfg.lora_rank, accumulate=cfg.accumulate,
+        every=cfg.every, seed=cfg.seed, checkpointing=cfg.checkpointing,
+        score=partial(exam.examined, model, held_out, cfg.exam) if cfg.exam else None,
+    )  # fmt: skip
+    after = exam.answered(model, held_out)
+    metrics = {"loss": mean_loss(model, held_out), "loss/before": start} | exam.scored(after)
+    metrics |= {f"{name}/before": value for name, value in exam.scored(before).items()}
+    facts = [("conversations to learn from", len(train.talked)), ("positions of them", sum(train.lengths)),
+             ("rows an epoch", train.batches), ("epochs", round(cfg.steps * cfg.accumulate / train.batches, 2)),
+             ("conversations held out", 0 if held_out is train else len(held_out.talked))]  # fmt: skip
+    if run is not None and dist.rank() == 0:
+        taught = {one.system: {"aloud": one.aloud, "tools": bool(one.tools)} for one in train.talked if one.system}
+        lines = "\n".join(f"- {name}: {value:.4g}" for name, value in metrics.items())
+        card = CARD.format(cfg.init, cfg.data or "an example", cfg.lora_rank, cfg.steps, cfg.seed, lines)
+        save_tuned(run.path / "model", "Omni", asdict(model.config), model.state_dict(), init, taught, card)
+    return Result(metrics, notes={"report": exam.report(facts, before, after)})
+
+
+def evaluate(folder: Path) -> Result:
+    """What a run made of its held-out conversations, again."""
+    run = Run.open(folder)
+    cfg = Config(**run.config["config"])
+    pupil = exam.Pupil.load(run.path / "model")
+    _, held_out = data(cfg, run, pupil)
+    answers = exam.answered(pupil.model, held_out)
+    recorded = json.loads((run.path / "result.json").read_text())["metrics"]
+    again = exam.scored(answers) | {"loss": mean_loss(pupil.model, held_out)}
+    return Result(again | {name: value for name, value in recorded.items() if name.endswith("/before")})
+
+
+CARD = """# A fine-tuned Step-Audio 2
+
+Began as `{}`, learned from `{}`: adapters of rank {} (0: whole), {} updates, seed {}. On what was held out:
+
+{}
+"""
+
+
+def plan(cfg: Config) -> dict[str, int | float]:
+    """Parameters, bytes and FLOPs of the model at ``cfg.init``, of Step-Audio 2 mini where there is none."""
+    init = found(cfg.init)
+    if not (init / "config.json").exists():
+        return cost(MINI, cfg.tokens, cfg.lora_rank or 16)
+    stored = load_config(init)
+    config = stored["config"] if "gamut" in stored else config_from_official(stored)
+    return cost(config, cfg.tokens, cfg.lora_rank or 16)
+
+
+CLAIMS = [
+    Claim("the loss on what is held out is lower than before", lambda r: r.metrics["loss"] < r.metrics["loss/before"]),
+    Claim("at least half of the held-out answers that were wrong as a whole are right",
+          lambda r: 1 - r.metrics["exact"] <= (1 - r.metrics["exact/before"]) / 2),
+]

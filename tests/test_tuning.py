@@ -1,0 +1,208 @@
+"""Fine-tuning whole and by adapters: what it changes, what it keeps, how it stops and goes on; the recipe's plan."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from test_own import WORDS, asked, write
+
+import gamut
+from gamut.api import run as run_recipe
+from gamut.cli import main
+from gamut.data.own import read_conversations
+from gamut.data.own_rows import Own
+from gamut.evals.own import answered, read_answer, scored, symbols
+from gamut.io.adapters import read_adapter
+from gamut.io.convert import export, keys_of
+from gamut.io.folders import load_tensors
+from gamut.io.media import write_audio
+from gamut.io.runs import Run
+from gamut.io.source import read, tuned
+from gamut.models.audio_encoder import AudioEncoderConfig
+from gamut.models.lm import LMConfig
+from gamut.models.omni import Omni, OmniConfig
+from gamut.nn.lora import lora_state
+from gamut.plan.omni import MINI, cost
+from gamut.train.loop import Interrupted
+from gamut.train.tuning import finetune, loss, mean_loss, own_data
+
+
+def model() -> Omni:
+    torch.manual_seed(0)
+    lm = LMConfig(WORDS.vocab, 32, 2, 2, 1, 16, 48, qkv_bias=True, max_positions=512)
+    audio = AudioEncoderConfig(width=16, layers=1, heads=2, ffn=64, positions=1300, edge="closed")
+    marks = {f"audio_{name}_id": WORDS.id(f"<audio_{name}>") for name in ("start", "end", "patch")}
+    return Omni(OmniConfig(lm, audio, 24, **marks)).eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    home = tmp_path / "data"
+    for k in range(6):
+        write_audio(home / f"{k}.wav", torch.sin(torch.arange(1600 * (k + 1)) * 0.1) * 0.3, 8000)
+    write(home, *(asked(f"{k}.wav", f"number {k}") for k in range(6)))
+    return home
+
+
+def halves(folder, **more) -> tuple[Own, Own]:
+    train, test = own_data(read_conversations(folder), lambda some: Own(some, WORDS, tokens=200, **more), 0.34)
+    assert test is not None
+    return train, test
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_tuning_lowers_the_loss_and_leaves_the_encoder_alone(folder, tmp_path, rank):
+    tuned, start, (train, test) = model(), model(), halves(folder)
+    run = Run.create(tmp_path / "runs", "tune", {})
+    batch = train.batch(0)
+    before = loss(tuned, batch)[0].item()
+    finetune(tuned, train, test, run, steps=12, lr=3e-2, rank=rank)
+    assert loss(tuned, batch)[0].item() < 0.8 * before
+    moved = {name for name, weight in tuned.state_dict().items() if not torch.equal(weight, start.state_dict()[name])}
+    assert not any(name.startswith("encoder.") for name in moved)
+    assert any(name.startswith("adapter.") for name in moved) == (rank == 0) and "lm.blocks.0.attn.q.weight" in moved
+    assert "eval/loss" in str(run.curves())
+    kept = sorted(file.name for file in run.checkpoints("tune").glob("*/*.safetensors"))
+    assert any(name.startswith("adapters") for name in kept) == bool(rank)  # not the frozen weights, too
+    if rank:
+        start.save_pretrained(tmp_path / "base")
+        merged = load_tensors(export(tmp_path / "base", tmp_path / "hf", lora=run.path / "adapter", merge=True))
+        torch.testing.assert_close(merged["model.layers.1.mlp.up_proj.weight"], tuned.lm.blocks[1].mlp.up.weight)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_it_ends_with_the_weights_that_were_best(folder, tmp_path, rank):
+    """A model that knows what is held out learns the opposite: the longer the worse, and the first weights are kept."""
+    tuned, train = model(), Own(read_conversations(folder), WORDS, tokens=200)
+    write(folder, *(asked(f"{k}.wav", "Yes, yes, yes!") for k in range(6)))
+    test, run = Own(read_conversations(folder), WORDS), Run.create(tmp_path / "runs", "tune", {})
+    finetune(tuned, test, None, None, steps=12, lr=3e-2)
+    finetune(tuned, train, test, run, steps=6, lr=3e-2, rank=rank, every=1)
+    seen = [value for _, value in run.curves()["tune"]["eval/loss"]]
+    assert min(seen) < seen[-1]
+    assert mean_loss(tuned, test) == pytest.approx(min(seen), rel=1e-4)
+
+
+def test_packed_rows_weigh_the_same_as_rows_of_their_own(folder):
+    """However conversations fall into batches, the gradient of all of them is the same."""
+    gradients = []
+    for packed, tokens in ((True, 120), (True, 600), (False, 200)):
+        one, own = model(), Own(read_conversations(folder), WORDS, tokens=tokens, packed=packed)
+        for index in range(own.batches):
+            mean, stats = loss(one, own.batch(index))
+            (mean * stats["targets"]).backward()
+        gradients.append({name: p.grad for name, p in one.named_parameters() if name.startswith(("lm.", "adapter."))})
+    for other in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_stopped_and_resumed_it_is_the_same_run(folder, tmp_path, rank):
+    def tune(run: Run, stop_at: int = 0) -> Omni:
+        tuned, calls, (train, test) = model(), [], halves(folder)
+
+        def score() -> dict[str, float]:
+            calls.append(1)
+            if len(calls) == stop_at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return {}
+
+        finetune(tuned, train, test, run, steps=6, lr=1e-2, rank=rank, every=1, score=score)
+        return tuned
+
+    whole = tune(Run.create(tmp_path, "whole", {}))
+    cut = Run.create(tmp_path, "cut", {})
+    with pytest.raises(Interrupted):
+        tune(cut, stop_at=3)
+    assert cut.curves()["tune"]["eval/loss"][-1][0] == 3
+    again = tune(Run.open(cut.path))
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in whole.state_dict().items())
+
+
+def test_an_adapter_on_disk_is_the_one_that_was_trained(folder, tmp_path):
+    from gamut.models.adapters import save_lora
+    from gamut.nn.lora import add_lora
+
+    one = model()
+    one.requires_grad_(False)
+    add_lora(one.lm, rank=2)
+    config = json.loads(json.dumps({"lm": vars(one.config.lm)}, default=str))
+    path = save_lora(one, tmp_path / "a")
+    tensors, _ = read_adapter(path, keys_of("Omni", config), config)
+    assert all(torch.equal(tensor, lora_state(one)[0][name]) for name, tensor in tensors.items())
+
+
+def test_answers_are_read_whatever_they_are_made_of():
+    def ids(text: str) -> list[int]:
+        return WORDS.encode(text)
+
+    spoken = "<tts_start>yes<audio_1><audio_2><audio_3><audio_4><tts_end>"
+    call = '<tool_call>function\ncalculator\n{"expression": "3*4"}</tool_call>'
+    assert read_answer(ids("<think>\nhm\n</think>\n\nno<|EOT|>"), WORDS, 9) == ("no", [])
+    assert read_answer(ids(f"hm\n</think>\n\n{spoken}<|EOT|>"), WORDS, 9) == ("yes", [])
+    assert read_answer(ids(spoken.removeprefix("<tts_start>")), WORDS, 9) == ("yes", [])
+    assert read_answer(ids(call), WORDS, 9) == ("", [("calculator", '{"expression": "3*4"}')])
+    assert read_answer(ids(spoken + call), WORDS, 9) == ("yes", [("calculator", '{"expression": "3*4"}')])
+    assert symbols("Two words, \u4e24\u4e2a\u5b57.") == ["two", "words", "\u4e24", "\u4e2a", "\u5b57"]
+
+
+def test_scores_by_hand(folder):
+    one = model()
+    answers = answered(one, Own(read_conversations(folder), WORDS), 2, longest=4)
+    assert [a.wanted for a in answers] == ["number 0", "number 1"]
+    right = [type(a)(a.one, a.wanted, a.wanted, [], []) for a in answers]
+    assert scored(right) == {"exact": 1.0, "wer": 0.0}
+    half = [right[0], type(right[0])(right[1].one, "number 1", "number 7", [("t", "{}")], [])]
+    assert scored(half) == {"exact": 0.5, "wer": 0.25, "calls": 0.0}
+
+
+def test_paper_size_in_numbers():
+    """8,315,179,264 parameters, and what the same arithmetic says of a model that is made."""
+    assert cost(MINI)["parameters"] == 8_315_179_264
+    small = model()
+    config = {"lm": vars(small.config.lm), "audio": vars(small.config.audio), "adaptor_hidden": 24}
+    told = cost(config, positions=64, rank=2)
+    assert told["parameters"] == sum(p.numel() for p in small.parameters())
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        small.lm(torch.zeros(1, 64, dtype=torch.long))
+    products = told["write a token, GFLOP"] * 1e9 - 4 * 2 * 16 * 2 * 64
+    assert sum(counter.get_flop_counts()["Global"].values()) == pytest.approx(64 * products, rel=0.01)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        small.features(torch.zeros(1, 128, 1002), torch.tensor([1000]))
+    heard = told["hear a second, GFLOP"] * 1e9 - 4 * 16 * 25 * 50 * 50
+    assert sum(counter.get_flop_counts()["Global"].values()) == pytest.approx(10 * heard, rel=0.03)
+
+
+def test_plan_of_the_released_size_and_of_a_folder(tmp_path, capsys):
+    assert main(["run", "step_audio_2", "--data", "nowhere", "--size", "small", "--plan"]) == 0
+    assert "8,315,179,264" in capsys.readouterr().out
+    model().save_pretrained(tmp_path / "m", files=WORDS.files())
+    assert main(["run", "step_audio_2", "--data", "x", "--init", str(tmp_path / "m"), "--plan"]) == 0
+    assert f"{sum(p.numel() for p in model().parameters()):,}" in capsys.readouterr().out
+
+
+def test_data_chooses_the_recipe_that_tunes():
+    assert tuned("step-audio-2") == tuned("step_audio_2_tune") == "step_audio_2_tune"
+    assert read(tuned("step_audio_2")).name == "step_audio_2_tune"
+    with pytest.raises(ValueError, match="recipe rlhfuse takes no data of your own; --data goes with: step_audio_2"):
+        run_recipe("rlhfuse", data="x")
+
+
+def test_a_run_says_what_changed_and_refuses_other_data(folder, tmp_path):
+    model().save_pretrained(tmp_path / "m", files=WORDS.files())
+    options = {"init": str(tmp_path / "m"), "data": str(folder), "steps": 2, "exam": 0, "share": 0.34, "lora_rank": 2}
+    result = gamut.run("step_audio_2", out=tmp_path / "runs", name="mine", **options)
+    assert {"loss", "loss/before", "wer", "exact/before"} <= result.metrics.keys()
+    report = (result.run / "report.html").read_text()
+    assert "What was held out" in report and "number" in report
+    assert {"adapter", "best", "data.json", "model"} <= {file.name for file in result.run.iterdir()}
+    assert gamut.load(result.run).config == model().config
+    assert main(["eval", str(result.run)]) == 0
+    write(folder, *(asked(f"{k}.wav", f"number {k}") for k in range(5)))
+    with pytest.raises(ValueError, match="the data changed since this run began: 4 conversations of"):
+        gamut.run(resume=result.run)
