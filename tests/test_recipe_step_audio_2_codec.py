@@ -18,7 +18,7 @@ from gamut.recipes import step_audio_2_codec as recipe
 
 SMALL = recipe.Config(levels=(3, 3), width=16, layers=1, flow_width=16, flow_layers=1, vocoder_width=16, judge_width=8,
                       judge_steps=5, first_steps=3, tokenizer_steps=3, flow_steps=3, vocoder_steps=3, critic_steps=2,
-                      flow_more=2, vocoder_more=2, batch=2)  # fmt: skip
+                      flow_more=2, batch=2)  # fmt: skip
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from gamut.codecs.hift import HiFT, HiFTConfig
-from gamut.data.crops import Crops, cuts
+from gamut.data.crops import Crops
 from gamut.data.sources import Clip
 from gamut.io.runs import Run
 from gamut.nn.critics import Critics
-from gamut.train.vocoding import reconstruction, train_against_critics, train_on_mels, train_reconstruction
+from gamut.train.vocoding import reconstruction, train_against_critics, train_reconstruction
 
 SMALL = HiFTConfig(width=16, pitch_width=16, pitch_layers=2, block_kernels=(3,), source_kernels=(3, 3, 3),
                    dilations=(1,))
@@ -37,22 +37,6 @@ def test_critics_and_vocoder_take_turns(crops):
     fit = train_against_critics(hift, critics, crops, None, steps=3, batch=2, frames=9)
     assert {"critics/told", "critics/loss", "vocoder/fool", "vocoder/features", "vocoder/mel_l1"} <= fit.stats.keys()
     assert fit.stats["vocoder/relative"] <= 2 * 0.04
-
-
-def test_the_sound_of_a_made_mel_has_that_mel(crops):
-    torch.manual_seed(0)
-    hift, mels = HiFT(SMALL), [crops.batch(0, 1, 30).mel[0] - 1, torch.zeros(80, 4)]
-    fit = train_on_mels(hift, crops, mels, None, steps=20, batch=2, frames=9, lr=5e-3)
-    assert fit.stats["given_l1"] < 1.5 and sum(fit.loss[-3:]) < 0.8 * sum(fit.loss[:3])
-
-
-def test_cuts_are_pieces_of_mels():
-    mels = [torch.arange(30.0).expand(80, 30), torch.zeros(80, 4)]
-    rows = cuts(mels, 3, 5, 9)
-    assert rows.shape == (5, 80, 9) and torch.equal(rows.diff(dim=2), torch.ones(5, 80, 8))
-    assert torch.equal(rows, cuts(mels, 3, 5, 9)) and not torch.equal(rows, cuts(mels, 4, 5, 9))
-    with pytest.raises(ValueError, match=r"crops of 31 frames need a mel of as many; got \[30, 4\]"):
-        cuts(mels, 0, 1, 31)
 
 
 def test_the_source_sings_as_it_is_told(crops):

@@ -63,20 +63,3 @@ class Crops:
         wav_BT = torch.stack(rows)
         mel = self.mel(wav_BT)[..., edge : edge + frames]
         return Crop(mel, wav_BT[:, edge * self.hop : (edge + frames) * self.hop], torch.stack(pitches))
-
-
-def cuts(mels: Sequence[Tensor], index: int, size: int, frames: int, seed: int = 0) -> Tensor:
-    """Batch number ``index`` of mels alone (M, F each): ``size`` crops (B, M, F) at random places.
-
-    Raises:
-        ValueError: no mel of so many frames.
-    """
-    long = [mel for mel in mels if mel.shape[1] >= frames]
-    if not long:
-        raise ValueError(f"crops of {frames} frames need a mel of as many; got {[mel.shape[1] for mel in mels][:8]}")
-    rng, rows = random.Random(f"cuts {seed} {index}"), []
-    for _ in range(size):
-        mel = rng.choice(long)
-        start = rng.randint(0, mel.shape[1] - frames)
-        rows.append(mel[:, start : start + frames])
-    return torch.stack(rows)

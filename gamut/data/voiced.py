@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from gamut.codecs.flow import Flow, Voice
+from gamut.codecs.flow import Voice
 from gamut.codecs.mel import WHISPER_RATE, whisper_mel
 from gamut.codecs.s3_tokenizer import S3Tokenizer
 from gamut.codecs.timbre import timbre
@@ -118,25 +118,6 @@ def timbres(digits: Digits, each: int = 20) -> dict[str, Float[Tensor, "_ S"]]:
 def voices(digits: Digits, each: int = 20) -> dict[str, Voice]:
     """Everybody's voice, by name: the mean timbre of so many strings of digits."""
     return {name: Voice.of(rows.mean(0)) for name, rows in timbres(digits, each).items()}
-
-
-@torch.no_grad()
-def spoken_mels(
-    flow: Flow, tokenizer: S3Tokenizer, digits: Digits, count: int, seed: int, at_once: int = 30
-) -> list[Float[Tensor, "M _"]]:
-    """Mels as the flow makes them of ``count`` strings of three digits, half of them in somebody else's voice."""
-    rng, everybody, made = random.Random(f"spoken {seed}"), voices(digits), []
-    for at in range(0, count, at_once):
-        ids, chosen = [], []
-        for _ in range(min(at_once, count - at)):
-            name = rng.choice(sorted(everybody))
-            said = digits.say([rng.randrange(10) for _ in range(3)], rng, speaker=name).wav
-            ids.append(tokenizer.encode(resample(whole(said), RATE, WHISPER_RATE)[None])[0])
-            chosen.append(everybody[rng.choice(sorted(everybody)) if rng.random() < 0.5 else name])
-        frames = flow.config.factor * max(len(row) for row in ids)
-        noise = torch.randn(flow.config.mels, frames, generator=torch.Generator().manual_seed(rng.getrandbits(32)))
-        made += flow.mels(ids, chosen, noise_MT=noise)
-    return made
 
 
 def levels(wavs: Sequence[Tensor]) -> tuple[float, float]:

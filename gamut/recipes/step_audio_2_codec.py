@@ -26,14 +26,13 @@ from gamut.codecs.hift import HiFT, HiFTConfig
 from gamut.codecs.s3_reader import S3Reader
 from gamut.codecs.s3_tokenizer import S3Config, S3Tokenizer
 from gamut.codecs.token2wav import Token2Wav
-from gamut.codecs.vocoder_mel import RATE24, mel24
 from gamut.data import sources
 from gamut.data.crops import Crops
 from gamut.data.listening import digit_batch
 from gamut.data.load import Batches
 from gamut.data.reading import strings
 from gamut.data.spoken import RATE, Digits, noisy
-from gamut.data.voiced import Voiced, levels, spoken_mels, timbres, varied, voiced, voices
+from gamut.data.voiced import Voiced, levels, timbres, varied, voiced, voices
 from gamut.evals.claims import Claim, Result
 from gamut.evals.codec_report import at_every_cut, listen, switched
 from gamut.evals.judges import trust, trust_speakers
@@ -45,7 +44,7 @@ from gamut.train.judging import train_speaker_judge
 from gamut.train.loop import fit
 from gamut.train.optim import Optim
 from gamut.train.tokenizing import train_tokenizer
-from gamut.train.vocoding import train_against_critics, train_on_mels, train_reconstruction
+from gamut.train.vocoding import train_against_critics, train_reconstruction
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,6 @@ class Config:
     vocoder_steps: int = 3000  # not found in the paper; ours, on spectra alone
     flow_more: int = 5000  # ours; on whole strings, some as if somebody else had spoken them
     critic_steps: int = 400  # not found in the paper; ours, against critics at 1/8 of their width
-    vocoder_more: int = 2000  # ours; on mels that the flow makes, beside recordings
     batch: int = 12  # not found in the paper; ours, strings of digits per update
     source: str = "auto"  # ours; recordings, synthetic (espeak-ng), or auto: recordings if they can be had
     seed: int = 0  # ours
@@ -76,7 +74,6 @@ TINY = Config()
 WEIGHTS = ROOT / "weights" / "step_audio_2_codec"
 TOKENS = 37  # of a training crop of the flow: a second and a half
 GUIDANCE = 1.5  # of the flow, released 0.7: so small a flow follows its tokens too loosely without
-MELS = 600  # strings that the vocoder hears as the flow makes them
 CROP = 8000  # samples of a training crop of the first form: one second
 
 
@@ -168,11 +165,12 @@ def learn_voices(cfg: Config, flow: Flow, tokenizer: S3Tokenizer, digits: Digits
         return copy.deepcopy(flow).eval()
 
 
-def learn_sound(cfg: Config, crops: Crops, run: Run | None) -> HiFT:
+def learn_sound(cfg: Config, clips: sources.Speech, run: Run | None) -> HiFT:
     """Mels to sound: first spectra and pitch, then critics too (fact sheet §6.5)."""
     torch.manual_seed(cfg.seed)
     hift = HiFT(HiFTConfig(width=cfg.vocoder_width, block_kernels=(3, 7), source_kernels=(7, 7, 7), dilations=(1, 3),
                            pitch_width=cfg.judge_width))  # fmt: skip
+    crops = Crops(clips, hift.config.rate, hift.config.hop, hift.encode)
     train_reconstruction(hift, crops, run, steps=cfg.vocoder_steps, seed=cfg.seed)
     if cfg.critic_steps:
         train_against_critics(hift, Critics(fraction=1 / 8), crops, run, steps=cfg.critic_steps, seed=cfg.seed)
@@ -196,12 +194,8 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
                lambda: train_speaker_judge(train, run, steps=cfg.judge_steps * 6 // 10, seed=cfg.seed))  # fmt: skip
     first = made(cfg.first_steps, "melcodec", lambda: train_first_form(cfg, train, run))
     tokenizer = made(cfg.tokenizer_steps, "tokenizer", lambda: learn_tokens(cfg, train, run))
-    crops = Crops(clips, RATE24, RATE24 // 50, mel24)
     flow = made(cfg.flow_steps, "token2wav.flow", lambda: learn_flow(cfg, tokenizer, train, run))
-    hift = made(cfg.vocoder_steps, "token2wav.hift", lambda: learn_sound(cfg, crops, run))
-    if cfg.vocoder_more:
-        mels = spoken_mels(flow, tokenizer, train, MELS, cfg.seed)
-        train_on_mels(hift, crops, mels, run, steps=cfg.vocoder_more, seed=cfg.seed)
+    hift = made(cfg.vocoder_steps, "token2wav.hift", lambda: learn_sound(cfg, clips, run))
     if cfg.flow_more:
         flow = learn_voices(cfg, flow, tokenizer, train, run)
     codec = Token2Wav.of(flow, hift, voices(train))

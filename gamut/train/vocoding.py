@@ -4,7 +4,6 @@
     crops = Crops(clips, config.rate, config.hop, hift.encode)
     train_reconstruction(hift, crops, run, steps=4000)
     train_against_critics(hift, Critics(fraction=1 / 8), crops, run, steps=1000)
-    train_on_mels(hift, crops, mels, run, steps=2000)  # those of the flow in front of it
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from gamut.codecs.hift import HiFT
 from gamut.codecs.vocoder_mel import vocoder_mel
-from gamut.data.crops import Crop, Crops, cuts
+from gamut.data.crops import Crop, Crops
 from gamut.data.load import Batches
 from gamut.io.runs import Run
 from gamut.losses.reconstruct import feature_matching, fool, mel_l1, relative, stft_distance, tell_apart
@@ -23,8 +22,6 @@ from gamut.train.loop import Fit, fit
 from gamut.train.optim import Optim, Phase
 
 SIZES = (240, 512, 1024, 2048)  # of spectra compared, samples: 10 to 85 ms at 24 kHz
-QUIET = -7.0  # nats: mels below it are silence
-EDGE = 2  # frames at each end of a made mel that do not count
 FLOOR = 3e-5  # of full scale, -90 dB: quieter than that is silence
 FEATURES, MEL, SPECTRA, PITCH = 2.0, 45.0, 5.0, 1.0  # weights of the generator's losses; SPECTRA is ours
 
@@ -43,7 +40,7 @@ def reconstruction(hift: HiFT, crop: Crop, *, teach: bool) -> tuple[Tensor, Tens
     made = hift(crop.mel, source)
     hop, rate, mels = hift.config.hop, hift.config.rate, hift.config.mels
     mel, stats = mel_l1(made, crop.wav, lambda wav: vocoder_mel(
-        wav, rate=rate, n_fft=4 * hop, hop=hop, mels=mels, fmax=None).clamp(min=QUIET))
+        wav, rate=rate, n_fft=4 * hop, hop=hop, mels=mels, fmax=None).clamp(min=-7))
     spectra, more = stft_distance(made, crop.wav, SIZES, FLOOR)
     f0 = (guess - crop.f0).abs().mean()
     loss = MEL / SPECTRA * mel + spectra + PITCH / SPECTRA * f0 / 10
@@ -90,29 +87,6 @@ def train_against_critics(
     phases = [Phase("critics", critics, optim), Phase("vocoder", hift, optim)]
     data = Batches(lambda index: crops.batch(index, batch, frames, seed + 1))
     return fit(step, phases, data, steps=steps, run=run, stage=stage, seed=seed, save_every=100)
-
-
-def train_on_mels(
-    hift: HiFT, crops: Crops, mels: Sequence[Tensor], run: Run | None, *, steps: int, batch: int = 4, frames: int = 25,
-    lr: float = 5e-4, seed: int = 0, stage: str = "vocoder_mels",
-) -> Fit:
-    """On mels that something else made (M, F each) beside recordings, at the predicted pitch. Ours.
-
-    No recording belongs to a made mel; the mel of the sound must be that mel again, but for the frames at both ends,
-    of whose sound a part is missing.
-    """
-
-    def step(data: tuple[Crop, Tensor], phase: str):
-        crop, given = data
-        _, near, stats = reconstruction(hift, crop, teach=False)
-        guess = hift.pitch(given)
-        made = hift.encode(hift(given, hift.source(guess, hift.noise(*guess.shape, seed=None))))
-        away = (made.clamp(min=QUIET) - given.clamp(min=QUIET))[..., EDGE:-EDGE].abs().mean()
-        return near + MEL / SPECTRA * away, stats | {"given_l1": away.detach()}
-
-    optim = Optim(lr=lr, warmup=min(100, steps // 10), final=0.05, betas=(0.8, 0.99), weight_decay=0.0, clip=5.0)
-    data = Batches(lambda index: (crops.batch(index, batch, 17, seed + 2), cuts(mels, index, batch, frames, seed)))
-    return fit(step, hift, data, steps=steps, optim=optim, run=run, stage=stage, seed=seed, save_every=100)
 
 
 def _sum(parts: Sequence[tuple[Tensor, Mapping[str, Tensor]]], weights: Sequence[float]) -> tuple[Tensor, dict]:
