@@ -20,19 +20,22 @@ from statistics import median
 import numpy as np
 
 from benchmarks import stream_cells as cells
+from benchmarks.figures import strips
 from gamut.io.env import environment
 from gamut.io.files import atomic_write
-from gamut.plan.stream_generate import fuse_inference, generate
+from gamut.plan.stream_generate import fuse_inference, generate, place
 from gamut.plan.stream_hardware import FILL, GPUS, MODELS, replica
 from gamut.plan.stream_job import Job, elastic, split, stages
 from gamut.plan.stream_lengths import Lengths, figure7
 from gamut.plan.stream_modes import MODES, simulate
-from gamut.plan.stream_policy import deal, rank_noise
+from gamut.plan.stream_policy import MISSED, deal, rank_noise
 from gamut.plan.stream_pool import pool
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT, PAGE = ROOT / "benchmarks" / "results" / "stream_published.jsonl", ROOT / "docs" / "stream.md"
-POLICY, NOISE, ITERATIONS = "skew-max", 0.25, 4
+POLICY, NOISE, ITERATIONS = "best", MISSED, 4
+RLHFUSE_TP = 4  # GPUs of a replica; fitted
+VLLM = 256  # samples that it decodes at once by default; the engine under verl
 VERL_USE = 0.095  # share of peak FLOPS of verl's trainer in Figure 8; fitted
 DAPO = 0.6  # lengths of verl's runs relative to DeepSeek-R1's in production; fitted
 H20_USE = {"colocated": 0.165, "async": 0.65}  # share of an H20's peak FLOPS that verl's training reaches; fitted
@@ -41,9 +44,13 @@ FITTED = {
     "a replica has the fewest GPUs that hold 24 samples of the greatest length": {
         f"{name} {lengths} async" for name in ("32b", "72b") for lengths in ("5k", "10k", "20k")
     },
-    "an iteration ends with 15 s of training that do not shrink with the batch": {"7b 5k sync"},
-    "colocated: 0.5 s per 1e9 parameters to exchange models": {"72b 20k colocated"},
-    "colocated: a replica has 0.7 of the memory": {"skewness-aware scheduling"},
+    "and decodes at most 36 samples at once": {"32b generate on 40", "72b generate on 80", *cells.TABLE3},
+    "an all-reduce takes 50 us; RLHFuse's replicas have 4 GPUs": {
+        "13b/33b 512 generation", "33b/13b 512 generation", "65b/33b 512 generation"
+    },
+    "the ranker misses a quarter of the prompts by a factor of about two": {f"{name} ranker" for name in cells.FIGURE9},
+    "an iteration ends with 10 s of training that do not shrink with the batch": {"7b 5k sync", "7b 5k async"},
+    "colocated: 0.3 s per 1e9 parameters to exchange models": {"72b 20k colocated", *cells.TABLE3},
     "verl's trainer in Figure 8 reaches 0.095 of the peak": {"72b 10k verl"},
     "verl's own runs: 0.6 x the lengths of DeepSeek-R1's service; training reaches 0.165 of an H20's peak colocated, "
     "0.65 apart": {"32 cards colocated", "32 cards asynchronous"},
@@ -85,7 +92,7 @@ def figure8() -> Iterator[Cell]:
         pools = pools or split(job, gpus, policy=POLICY, noise=NOISE)
         for system, value in zip(cells.SYSTEMS, published, strict=True):
             together = system in ("verl", "colocated")
-            here = replace(job, use=VERL_USE) if system == "verl" else job
+            here = replace(job, use=VERL_USE, most=VLLM) if system == "verl" else job
             made = throughput(here, "colocated" if together else system, (gpus, gpus) if together else pools,
                               "fifo" if together else POLICY)  # fmt: skip
             yield Cell("StreamRL Figure 8: throughput", f"{name} {lengths} {system}", value, made, "samples/s")
@@ -107,9 +114,9 @@ def generation(job: Job, gpus: int, policy: str, noise: float, seeds: int = 4) -
         rng = np.random.default_rng(seed)
         true = job.lengths.sample(job.batch, rng)
         guess = rank_noise(true, noise, rng) if noise else true
-        queues = deal(guess, len(replicas), policy=policy, rng=rng, slots=replicas[0].slots,
-                      latency=lambda batch: replicas[0].latency(batch, job.prompt + job.lengths.mean / 2))  # fmt: skip
-        times.append(generate(replicas, queues, true, np.full(job.batch, job.prompt)).makespan)
+        prompts = np.full(job.batch, job.prompt)
+        queues = place(replicas, guess, prompts, policy, rng=rng)
+        times.append(generate(replicas, queues, true, prompts).makespan)
     return float(np.mean(times))
 
 
@@ -120,12 +127,17 @@ def figure2() -> Iterator[Cell]:
     for gpus, value in cells.FIGURE2.items():
         yield Cell("StreamRL Figure 2: scaling of 7B", f"generate on {gpus} GPUs", value,
                    generation(job, gpus, "fifo", 0.0) / base, "x 8 GPUs")  # fmt: skip
-    base = replace(job, lengths=figure7().scaled(1 / 20))
+    base = replace(job, lengths=alike(1024), prompt=0.0)
     for size, published in cells.FIGURE2_LENGTH.items():
-        here = replace(job, lengths=figure7().scaled(size / 20))
+        here = replace(base, lengths=alike(1024 * size))
         made = (generation(here, 32, "fifo", 0.0) / generation(base, 32, "fifo", 0.0), trained(here) / trained(base))
         for what, value, one in zip(("generate", "train on"), published, made, strict=True):
             yield Cell("StreamRL Figure 2: scaling of 7B", f"{what} {size}K tokens", value, one, "x 1K")
+
+
+def alike(tokens: int) -> Lengths:
+    """Every sample has so many."""
+    return Lengths(np.array([tokens]), np.array([tokens]), np.ones(1))
 
 
 def trained(job: Job) -> float:
@@ -188,7 +200,7 @@ def fused(pair: tuple[str, str], longest: int, thresholds: tuple[float, ...], in
     """Generation on 256 H100s, fused with inference at the best of the thresholds."""
     gpu, model = GPUS["H100"], MODELS[pair[0]]
     lengths = chat_lengths(longest)
-    job = Job(model, gpu, gpu, lengths, 128, 512, replica(model, gpu, longest + 128))
+    job = Job(model, gpu, gpu, lengths, 128, 512, RLHFUSE_TP)
     replicas = job.instances(256)
     true = job.draw(1, 0)[0]
     queues = deal(true, len(replicas), policy="fifo", rng=np.random.default_rng(0))
@@ -223,7 +235,7 @@ def verl() -> Iterator[Cell]:
     lengths = production().scaled(DAPO)
     lengths = Lengths(np.minimum(lengths.low, 28e3), np.minimum(lengths.high, 28e3), lengths.weight)
     h20 = GPUS["H20"]
-    job = Job(MODELS["7b"], h20, h20, lengths, 150, 8192, 1, flops=6 + 2)
+    job = Job(MODELS["7b"], h20, h20, lengths, 150, 8192, 1, flops=6 + 2, most=512)
     table = "verl: asynchronous trainer"
 
     def ahead(cards: int, share: float) -> float:
@@ -260,6 +272,7 @@ def read() -> list[Cell]:
 
 def page(found: list[Cell]) -> str:
     """docs/stream.md: a summary, what was fitted, then every cell."""
+
     def spread(some: list[Cell]) -> str:
         errors = [abs(cell.error) for cell in some]
         return f"{median(errors):.0%} | {min(errors):.0%} to {max(errors):.0%}" if errors else "- | -"
@@ -268,14 +281,18 @@ def page(found: list[Cell]) -> str:
         "# RL systems: simulated beside published", "",
         "Made by `python -m benchmarks.stream`; the numbers are those of `benchmarks/results/stream_published.jsonl`.",
         "A cell that was looked at when a number was fitted is marked; the errors count the others only.",
-        "The form of the model was chosen with StreamRL's figures in view; RLHFuse's cells had no part in it.", "",
+        "The form of the model was chosen with StreamRL's figures in view; of RLHFuse's cells three had a part in it.",
+        "", "![Every cell: simulated over published](stream.svg)", "",
         "| source | cells | of them fitted | median error | range |", "|---|--:|--:|--:|--:|",
     ]  # fmt: skip
     tables = {name: [cell for cell in found if cell.table == name] for name in dict.fromkeys(c.table for c in found)}
     for name, some in tables.items():
         kept = [cell for cell in some if not cell.fitted]
         lines.append(f"| {name} | {len(some)} | {len(some) - len(kept)} | {spread(kept)} |")
-    lines += ["", *orderings(found), "", "## What was fitted", "", "| number | cells it was fitted on |", "|---|---|"]
+    kept = [cell for cell in found if not cell.fitted]
+    lines.append(f"| **all** | {len(found)} | {len(found) - len(kept)} | {spread(kept)} |")
+    lines += ["", *orderings(found), "", "## What cannot be predicted, and why", "", *cells.UNPREDICTED]
+    lines += ["", "## What was fitted", "", "| number | cells it was fitted on |", "|---|---|"]
     lines += [f"| {name} | {', '.join(sorted(on))} |" for name, on in FITTED.items()]
     for name, some in tables.items():
         lines += ["", f"## {name}", ""]
@@ -283,6 +300,13 @@ def page(found: list[Cell]) -> str:
         lines += [f"| {c.cell} | {c.published:g} | {c.simulated:.3g} | {c.unit} | {c.error:+.0%} | "
                   f"{'fitted' if c.fitted else ''} |" for c in some]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def figure(found: list[Cell]) -> str:
+    rows = {name: [(1 + cell.error, cell.fitted) for cell in found if cell.table == name]
+            for name in dict.fromkeys(cell.table for cell in found)}  # fmt: skip
+    return strips(rows, "simulated / published", band=(1 / 1.15, 1.15), ticks=(0.25, 0.5, 0.75, 1, 1.25, 1.5),
+                  note="hollow: looked at when a number was fitted; tinted: within 15 %")  # fmt: skip
 
 
 def orderings(found: list[Cell]) -> list[str]:
@@ -333,6 +357,7 @@ def main() -> None:
     rows = [asdict(cell) | {"error": round(cell.error, 4), "fitted": cell.fitted} for cell in found]
     atomic_write(OUT, "".join(json.dumps(row) + "\n" for row in rows))
     atomic_write(PAGE, page(read()))
+    atomic_write(PAGE.with_suffix(".svg"), figure(read()))
     print(page(read()).partition("## What was fitted")[0])
 
 

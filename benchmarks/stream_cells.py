@@ -59,3 +59,17 @@ VICUNA = {195: 0.40, 420: 0.66, 490: 0.85, 740: 0.95, 1945: 0.999}
 # verl's guide to its fully asynchronous trainer: seconds a step of Qwen2.5-Math-7B on H20 cards
 VERL = {32: (790, 295), 64: (365, 189), 128: (356, 151)}  # colocated, asynchronous
 VERL_STALENESS = {0.0: 231, 0.1: 171, 0.3: 146, 0.5: 151}  # 128 cards
+
+UNPREDICTED = """\
+**Figure 11 contradicts Figure 8.** After iteration 10 a machine is added, and generation's lag behind training falls
+from 29.3 to -8.5 s although lengths grow: generation got faster by 38 s or more. Its longest sample, 14,500 tokens, now
+takes at least 122 s (8.4 ms a token is the least of Figure 6), so before it took 160 s, on the 32 GPUs of the start. In
+Figure 8 these 32 GPUs generate and train on the 20K set in 180 s, which at iteration 10's lengths is at most 127 s. The
+trace had another split or was another job; neither is printed. The simulator starts from 16 and 16 GPUs; each machine
+that it adds wins a few seconds, not 20 to 38, and so is added too early.
+
+**Figure 10, generation on more GPUs** (0.80 and 0.81, just as the GPUs): with 36 samples a replica the simulated stage
+is bound by its longest sample, with 32 by throughput, as published; but Table 3's first step then is 16 points, not 8.
+
+**verl's own table** and the left of **Figure 2** depend on a workload that is not printed: lengths, samples a batch.\
+""".splitlines()

@@ -1,6 +1,7 @@
 """The simulator of RL runs against numbers worked out by hand, and what every run must conserve."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gamut.plan.stream import Options, compare, main, read_job, sweep
-from gamut.plan.stream_generate import Instance, fuse_inference, generate
+from gamut.plan.stream_generate import Instance, fuse_inference, generate, place
 from gamut.plan.stream_hardware import (
     FIG2,
+    FIG6,
     GPUS,
     MODELS,
     Measured,
@@ -25,6 +27,7 @@ from gamut.plan.stream_job import Job, elastic, split
 from gamut.plan.stream_lengths import Lengths, figure7, read_lengths
 from gamut.plan.stream_modes import MODES, Setup, Trainer, simulate
 from gamut.plan.stream_policy import (
+    MISSED,
     POLICIES,
     Former,
     allocate,
@@ -78,9 +81,10 @@ def test_roofline_integrates_the_growing_cache():
     st.sampled_from(MODES),
 )
 def test_samples_and_tokens_are_conserved(lengths, instances, room, policy, mode):
-    queues = deal(lengths, instances, policy=policy, latency=Measured(), slots=room)
+    replicas = [Instance(Measured(), room)] * instances
+    queues = place(replicas, np.array(lengths), np.zeros(len(lengths)), policy)
     assert sorted(int(i) for queue in queues for i in queue) == list(range(len(lengths)))
-    made = generate([Instance(Measured(), room)] * instances, queues, lengths)
+    made = generate(replicas, queues, lengths)
     assert made.tokens == sum(lengths) and np.isfinite(made.done).all()
     assert (made.done >= np.array(lengths) * Measured()(1) - 1e-9).all()
     setup = Setup(
@@ -163,6 +167,22 @@ def test_longest_first_beats_arrival_order():
     assert deal([10] * 25, 1, policy="lpt", doubtful=doubtful)[0][0] == 24
 
 
+def test_the_best_placement_is_never_slower_than_what_it_tries():
+    """By its own estimates; here they are true."""
+    lengths, replicas = figure7().sample(256, np.random.default_rng(0)), [Instance(Measured(), 12)] * 8
+    ends = {}
+    for policy in ("round", "skew", "skew-max", "best"):
+        queues = place(replicas, lengths, np.zeros(256), policy)
+        ends[policy] = generate(replicas, queues, lengths).makespan
+    assert ends["best"] == min(ends.values())
+
+
+def test_an_engine_decodes_at_most_so_many_at_once():
+    job = Job(MODELS["72b"], GPUS["H800"], GPUS["H800"], figure7(), tp=8)
+    assert {one.slots for one in job.instances(80)} == {36} and len(job.instances(80)) == 10
+    assert replace(job, most=512).instances(8)[0].slots == 65
+
+
 def test_elastic_rule():
     assert should_grow(generate=40, train=10, after=30) and not should_grow(generate=15, train=10, after=5)
     assert not should_grow(generate=10, train=10, after=10)
@@ -174,11 +194,11 @@ def test_elastic_rule():
 
 
 def test_ranker_recall_is_that_of_the_sheet():
-    """sigma = 0.25 gives 0.89 / 0.81 / 0.61 at 20 / 10 / 5 % on Figure 7's lengths."""
+    """Table 4 with Qwen2.5-7B: 0.87 / 0.82 / 0.76 of the longest 20 / 10 / 5 % are found."""
     rng = np.random.default_rng(0)
     lengths = figure7().sample(8192, rng)
-    estimates = rank_noise(lengths, 0.25, rng)
-    for share, want in ((0.2, 0.89), (0.1, 0.81), (0.05, 0.61)):
+    estimates = rank_noise(lengths, MISSED, rng)
+    for share, want in ((0.2, 0.87), (0.1, 0.82), (0.05, 0.76)):
         assert recall(lengths, estimates, share) == pytest.approx(want, abs=0.05)
 
 
@@ -217,6 +237,8 @@ def test_hardware():
     roof = Roofline(MODELS["7b"], GPUS["H800"])
     assert roof(1) == pytest.approx(8.4e-3, rel=0.03)
     assert roof(64, 4000) > roof(64, 1000) > roof(1, 1000)
+    for batch, milliseconds in FIG6.items():
+        assert roof(batch, 1400) == pytest.approx(milliseconds / 1e3, rel=0.09)
     assert slots(MODELS["7b"], GPUS["H800"], 1, 5000) == int((72e9 - 15.24e9) / (57344 * 5000))
     assert MODELS["7b"].kv_bytes == 57344
     assert parse_model("14b:48:40:8:5120").parameters == 14e9
@@ -322,7 +344,7 @@ def test_comparison_and_page(tmp_path, capsys):
     job, gpus, apart = read_job(Options(batch=128, lengths="5k", gpus="32xH800"))
     rows = compare(job, gpus, apart=apart, iterations=3)
     found = {row.mode: row.outcome.steady for row in rows}
-    assert found["async"] <= 1.01 * found["one-step"] and found["async"] <= found["sync"] < 2 * found["colocated"]
+    assert found["async"] <= 1.03 * found["one-step"] and found["async"] <= found["sync"] < 2 * found["colocated"]
     generators, trainers = split(job, 32)
     assert generators + trainers <= 32 and generators % 8 == trainers % 8 == 0
     main(

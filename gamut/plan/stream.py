@@ -1,6 +1,6 @@
 """Plan an RL run before paying for it: how to split GPUs between generation and training, and what an iteration takes.
 
-    gamut plan stream --model 7b --gpus 32xH800 --lengths 20k
+gamut plan stream --model 7b --gpus 32xH800 --lengths 20k
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from gamut.plan.stream_hardware import hardware, parse_model, replica
 from gamut.plan.stream_job import USE, Job, split
 from gamut.plan.stream_lengths import figure7, read_lengths
 from gamut.plan.stream_modes import MODES, Outcome, simulate
-from gamut.plan.stream_policy import POLICIES
+from gamut.plan.stream_policy import MISSED, POLICIES
 
 SWEPT = ("sync", "one-step", "async")  # what a sweep over splits compares
 
@@ -37,8 +37,8 @@ def compare(
     iterations: int = 4,
     seed: int = 0,
     unit: int = 8,
-    policy: str = "skew-max",
-    noise: float = 0.25,
+    policy: str = "best",
+    noise: float = MISSED,
 ) -> list[Row]:
     """All modes on the same samples.
 
@@ -47,8 +47,8 @@ def compare(
         apart: GPUs of a pool of their own for generation; 0: Algorithm 1 splits ``gpus``.
     """
     batches, rows = job.draw(iterations, seed), []
-    generators, trainers = (apart, gpus) if apart else split(
-        job, gpus, unit=unit, seed=seed, policy=policy, noise=noise
+    generators, trainers = (
+        (apart, gpus) if apart else split(job, gpus, unit=unit, seed=seed, policy=policy, noise=noise)
     )
     apart_price = generators * job.generator.cost + trainers * job.trainer.cost
     for mode in MODES:
@@ -73,8 +73,8 @@ def sweep(
     *,
     iterations: int = 3,
     seed: int = 0,
-    policy: str = "skew-max",
-    noise: float = 0.25,
+    policy: str = "best",
+    noise: float = MISSED,
     most: int = 16,
     step: Callable[[], object] = lambda: None,
 ) -> dict[str, list[tuple[int, float]]]:
@@ -108,8 +108,8 @@ class Options:
     tp: Literal["auto"] | int = "auto"  # GPUs of one replica that generates; auto: the fewest that hold 24 samples
     use: float = USE  # share of the peak FLOPS that training reaches
     wire: float = 25e9  # bytes per second for new weights; 10e9 is an 80 Gbps line
-    policy: str = "skew-max"  # fifo, lpt, round, skew or skew-max, of the streamed modes
-    noise: float = 0.25  # sigma of the length ranker's log-normal error; 0 is an oracle
+    policy: str = "best"  # fifo, lpt, round, skew, skew-max or best (tries the last three), of the streamed modes
+    noise: float = MISSED  # share of prompts whose length the ranker misses by a factor of two; 0 is an oracle
     iterations: int = 4
     seed: int = 0
     out: Path = Path("stream.html")

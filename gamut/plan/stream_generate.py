@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gamut.plan.stream_policy import Latency, Queues
+from gamut.plan.stream_policy import Latency, Queues, deal
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,29 @@ def generate(
     ends = np.array([max(one.time, begin) if not left else now for one in running])
     skewness = float(sum(one.idle for one in running) + (ends.max() - ends).sum())
     return Generated(done, ends, tokens, skewness, left)
+
+
+def place(
+    instances: Sequence[Instance],
+    estimate: np.ndarray,
+    prompts: np.ndarray,
+    policy: str,
+    *,
+    rng: np.random.Generator | None = None,
+    tail: float = 0.2,
+) -> Queues:
+    """`deal` by estimated lengths; "best" tries Algorithm 2 with either objective and no tail, and takes what ends
+    soonest if the estimates are true (ours: Algorithm 2 counts whole rounds, which at times is far off)."""
+    first, context = instances[0], float(np.mean(prompts) + np.mean(estimate) / 2)
+
+    def dealt(policy: str) -> Queues:
+        return deal(estimate, len(instances), policy=policy, rng=rng, tail=tail, slots=first.slots,
+                    latency=lambda batch: first.latency(batch, context))  # fmt: skip
+
+    if policy != "best":
+        return dealt(policy)
+    tried = [dealt(policy) for policy in ("round", "skew-max", "skew")]
+    return min(tried, key=lambda queues: generate(instances, queues, estimate, prompts).makespan)
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 
 from gamut.plan.stream_generate import Instance
-from gamut.plan.stream_hardware import FIG6, Gpu, Measured, Model, Roofline, slots, training_efficiency
+from gamut.plan.stream_hardware import MOST, Gpu, Measured, Model, Roofline, slots, training_efficiency
 from gamut.plan.stream_lengths import Lengths
 from gamut.plan.stream_modes import Setup, Trainer, simulate
-from gamut.plan.stream_policy import Former, allocate, should_grow
+from gamut.plan.stream_policy import MISSED, Former, allocate, should_grow
 
 PPO_FLOPS = 6 + 6 + 2 + 2  # per parameter and token: actor, critic; reference forward, critic forward
 USE = 0.3  # fitted: Figure 10's training bars, in seconds by Figure 8's Async of 32B and 72B at 20K
-UPDATE = 15.0  # fitted: Figure 8, Sync of 7B at 5K
-EXCHANGE = 0.5e-9  # fitted: Figure 8, colocated 72B at 20K
-SHARED = 0.7  # fitted: Table 3, what scheduling alone wins when colocated
+UPDATE = 10.0  # fitted: Figure 8, Sync and Async of 7B at 5K
+EXCHANGE = 0.3e-9  # fitted: Figure 8, colocated 72B at 20K, and Table 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class Job:
             gradients reduced, optimisers stepped, models swapped.
         exchange: seconds for each parameter to bring actor, critic and reference onto the GPUs and back (colocated).
         reserve: cache that a sample is given when it is admitted, as a share of the greatest length.
-        share, shared: of the memory, for weights and cache of a replica: on its own GPUs, and colocated.
+        most: samples that a replica decodes at once, at most, however many its cache would hold.
+        share: of the memory, for weights and cache of a replica.
     """
 
     model: Model
@@ -59,8 +59,8 @@ class Job:
     exchange: float = EXCHANGE
     flops: float = PPO_FLOPS
     reserve: float = 1.0
+    most: int = MOST
     share: float = 0.9
-    shared: float = SHARED
 
     def latency(self) -> Callable[..., float]:
         """Figure 6's curve where it was measured, else the roofline."""
@@ -68,8 +68,8 @@ class Job:
             return Measured()
         return Roofline(self.model, self.generator, self.tp)
 
-    def instances(self, gpus: int, share: float | None = None) -> tuple[Instance, ...]:
-        """As many replicas as ``gpus`` hold; ``share`` of their memory is theirs.
+    def instances(self, gpus: int) -> tuple[Instance, ...]:
+        """As many replicas as ``gpus`` hold.
 
         Raises:
             ValueError: fewer GPUs than one replica needs, or a replica that cannot hold the weights.
@@ -77,9 +77,9 @@ class Job:
         if gpus < self.tp:
             raise ValueError(f"generation needs at least tp = {self.tp} GPUs, got {gpus}")
         tokens = self.reserve * (self.lengths.longest + self.prompt)
-        room = slots(self.model, self.generator, self.tp, tokens, share or self.share)
+        room = slots(self.model, self.generator, self.tp, tokens, self.share)
         prefill = 2 * self.model.parameters / (self.tp * self.generator.flops * self.use)
-        return (Instance(self.latency(), min(room, max(FIG6)), prefill),) * (gpus // self.tp)
+        return (Instance(self.latency(), min(room, self.most), prefill),) * (gpus // self.tp)
 
     def training(self, gpus: int) -> Trainer:
         """Seconds per token on ``gpus`` GPUs."""
@@ -92,7 +92,7 @@ class Job:
         colocated = mode == "colocated"
         return Setup(
             mode,
-            self.instances(generators, self.shared if colocated else self.share),
+            self.instances(generators),
             self.training(trainers),
             transfer=0.0 if colocated else self.model.weights / self.wire,
             switch=self.exchange * self.model.parameters / 2,
@@ -105,7 +105,7 @@ class Job:
         return [self.lengths.sample(self.batch, rng) for _ in range(iterations)]
 
 
-def stages(job: Job, policy: str, noise: float = 0.25, seed: int = 0) -> Callable[[int], tuple[float, float]]:
+def stages(job: Job, policy: str, noise: float = MISSED, seed: int = 0) -> Callable[[int], tuple[float, float]]:
     """What Algorithm 1 asks of a profile: GPUs -> (seconds to generate, seconds to train) one iteration on them."""
     lengths = job.draw(1, seed)
 
@@ -119,7 +119,7 @@ def stages(job: Job, policy: str, noise: float = 0.25, seed: int = 0) -> Callabl
 
 
 def split(
-    job: Job, gpus: int, *, unit: int = 8, seed: int = 0, policy: str = "skew-max", noise: float = 0.25
+    job: Job, gpus: int, *, unit: int = 8, seed: int = 0, policy: str = "best", noise: float = MISSED
 ) -> tuple[int, int]:
     """Algorithm 1 with the simulator as the profile: (GPUs to generate, GPUs to train)."""
     timed = stages(job, policy, noise, seed)
@@ -134,7 +134,7 @@ def elastic(
     *,
     unit: int = 8,
     seed: int = 0,
-    policy: str = "skew-max",
+    policy: str = "best",
 ) -> list[dict]:
     """Lengths that change from iteration to iteration, with the elastic rule; a line per iteration (V5, Figure 11)."""
     lines = []

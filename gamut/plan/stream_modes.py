@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gamut.plan.stream_generate import Generated, Instance, generate
-from gamut.plan.stream_policy import Former, deal, rank_noise, version
+from gamut.plan.stream_generate import Generated, Instance, generate, place
+from gamut.plan.stream_policy import Former, rank_noise, version
 
 ANYTHING = Former(0.0)  # train on whatever has arrived
 MODES = ("colocated", "mini", "sync", "one-step", "async")
@@ -44,8 +44,8 @@ class Setup:
         instances: those that generate.
         transfer: time for new weights to reach all instances.
         switch: colocated only: time to exchange the models on the GPUs, once each way.
-        policy, tail: dispatch (see `stream_policy.deal`).
-        noise: sigma of the ranker's log-normal error; 0 is an oracle.
+        policy, tail: dispatch (see `stream_generate.place`).
+        noise: share of prompts that the ranker misses (`rank_noise`); 0 is an oracle.
         parts: mini only: how many parts a batch is cut into.
         former: when a streamed trainer takes a micro-batch.
         staleness: async only: by how many versions samples may lag.
@@ -168,16 +168,7 @@ def simulate(
 
 def _generate(setup: Setup, lengths: np.ndarray, prompts: np.ndarray, rng: np.random.Generator) -> Generated:
     estimate = rank_noise(lengths, setup.noise, rng) if setup.noise else lengths
-    first = setup.instances[0]
-    queues = deal(
-        estimate,
-        len(setup.instances),
-        policy=setup.policy,
-        rng=rng,
-        tail=setup.tail,
-        slots=first.slots,
-        latency=lambda batch: first.latency(batch, float(np.mean(prompts) + np.mean(lengths) / 2)),
-    )
+    queues = place(setup.instances, estimate, prompts, setup.policy, rng=rng, tail=setup.tail)
     return generate(setup.instances, queues, lengths, prompts)
 
 

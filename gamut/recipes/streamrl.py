@@ -31,8 +31,8 @@ class Config:
     lengths: str = "20k"  # paper 5k, 10k and 20k (Figure 7); or a CSV file
     batch: int = 1024  # paper 1024 (section 7.1); samples of an iteration
     prompt: float = 300.0  # paper Figure 7 left, its mean; tokens
-    policy: str = "skew-max"  # paper Algorithm 2, with the maximum that its text asks for
-    noise: float = 0.25  # paper Table 4 by its recall; sigma of the ranker's log-normal error
+    policy: str = "best"  # paper Algorithm 2; ours, either objective or no tail, whichever is simulated faster
+    noise: float = 0.25  # paper Table 4 by its recall; share of prompts whose length the ranker misses
     use: float = 0.3  # not found in the paper; fitted, share of peak FLOPS in training
     iterations: int = 4  # ours
     draws: int = 3  # ours; samples are drawn anew, for the spread
