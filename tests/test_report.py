@@ -24,7 +24,6 @@ from gamut.io.report import (
     Details,
     Heading,
     Mel,
-    Quote,
     Table,
     Times,
     Tokens,
@@ -66,7 +65,7 @@ def everything(text: str) -> list:
     sound = np.sin(np.arange(800) / 9)
     return [
         text, Heading(text, text), Table((text, "n"), [(text, 1)], text), Curves(text, {text: [(1, 2), (2, 1)]}, text),
-        Audio(text, sound, 8000), Mel(text, np.eye(8), 0.1), Tokens(text, [(text, 3, "text")]), Quote(text, text),
+        Audio(text, sound, 8000), Mel(text, np.eye(8), 0.1), Tokens(text, [(text, 3, "text")]),
         Card(text, [text]), Columns([text]), Details(text, [text]), Claims([row]), Times({text: {text: 1.0}}),
     ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from gamut.codecs.mel import pad_mels
 from gamut.data.load import Batches
 from gamut.evals.claims import Claim, Result
-from gamut.io.report import Heading, Quote
+from gamut.io.report import Heading
 from gamut.io.runs import Run
 
 
@@ -39,7 +39,7 @@ def main(cfg: Config, run: Run) -> Result:
         next(Batches(lambda index: pad_mels([])))
     if cfg.fail == "stop":
         raise KeyboardInterrupt
-    blocks = [Heading("Said"), Quote("the model", "<script>alert('quote')</script>")]
+    blocks = [Heading("Said"), "<script>alert('quote')</script>"]
     return Result({"loss": 1 / cfg.steps, "loss/chance": 1.0, "heads": float(cfg.heads)}, notes={"report": blocks})
 
 

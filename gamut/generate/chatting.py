@@ -27,6 +27,7 @@ from gamut.generate.speak import Asked, Done, Event, Sound, Thought, Told, Words
 from gamut.generate.speaker import LEVEL, RELEASED, SAMPLING, Speaker
 from gamut.io.growing import WavWriter, settled
 from gamut.io.media import SUBTYPES, read_audio, resample
+from gamut.io.progress import clock
 
 PER_SECOND = 12.6  # positions that sound takes in a prompt, the marks of its pieces included
 SOUNDS = (*SUBTYPES, ".mp3", ".aiff", ".opus")
@@ -93,12 +94,8 @@ class Talk:
         if seconds < 0.021:
             raise ValueError(f"the recording is {1000 * seconds:.0f} ms long, too short to be heard; record it again")
         if (needs := round(seconds * PER_SECOND)) >= room:
-            raise ValueError(f"the recording is {_span(seconds)} long and takes {needs} positions of a prompt, the "
-                             f"model's context holds {room}; give at most {_span(room / PER_SECOND)} at a time")
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+            raise ValueError(f"the recording is {clock(seconds)} long and takes {needs} positions of a prompt, the "
+                             f"model's context holds {room}; give at most {clock(room / PER_SECOND)} at a time")
 
 
 @dataclass(frozen=True)
@@ -201,7 +198,7 @@ def chat(
         for file in files:
             growing = partial(print, f"'{file}' grows; the answer comes once it has not for {patience:g} s", flush=True)
             wav, rate = read_audio(settled(file, patience, grows=growing))
-            print(f"question: {file.name}, {_span(len(wav) / rate)}", flush=True)
+            print(f"question: {file.name}, {len(wav) / rate:.1f} s", flush=True)
             figures.append(say(talk.ask(wav, rate, text), sound))
             if transcript:
                 print(f"heard: {heard(speaker, wav, rate)}")

@@ -116,17 +116,6 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Quote:
-    """Something said or written, with a word on whose it is."""
-
-    title: str
-    text: str
-
-    def html(self) -> Raw:
-        return join(tag("div", self.title, class_="label"), tag("p", self.text, class_="quote"))
-
-
-@dataclass(frozen=True)
 class Card:
     """Blocks that belong together, in a frame."""
 
