@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gamut.plan.pipeline import Chain, Problem, simulate
-from gamut.plan.pipeline_fused import INSTANCES, PUBLISHED, Fused, greedy, lower_bound, serial
+from gamut.plan.pipeline_fused import INSTANCES, PUBLISHED, Fused, greedy, least_memory, lower_bound, serial
 
 SMALL = Fused("a/b", 4, 2, 4, 2, 2, 2, 1.0, 1.0)
 KEPT = Path(__file__).parent.parent / "benchmarks/results/fused_schedules.json"
@@ -51,6 +53,84 @@ def test_compiled_evaluator_is_the_exact_one():
                 starts = [buffer[0][n, j] for n in range(problem.nodes) for j in range(problem.lengths[n])]
                 assert starts == [span[3] for span in timing.spans]
     assert refused
+
+
+PROBLEMS = st.builds(
+    lambda nodes, chunks, micro, times, memory, send: Problem(
+        (
+            Chain(tuple(range(nodes)) * chunks, micro[0], times[0], times[1], 0.0, memory[0]),
+            Chain(tuple(range(nodes))[::-1], micro[1], times[2], times[3], 0.0, memory[1]),
+        ),
+        send,
+    ),
+    st.integers(2, 4),
+    st.integers(1, 2),
+    st.tuples(*[st.integers(1, 5)] * 2),
+    st.tuples(*[st.integers(1, 4)] * 4),
+    st.tuples(*[st.sampled_from((0.5, 1.0, 1.75))] * 2),
+    st.sampled_from((0, 0.5, 2)),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(PROBLEMS, st.randoms(use_true_random=False))
+def test_random_moves_are_judged_alike_by_both_evaluators(problem, random):
+    """Interleaved chunks, costs of sending, any times: what one refuses so does the other, and nothing is under a
+    bound, be it of time or of memory."""
+    from gamut.plan import pipeline_kernels as kernels
+
+    table, buffer = kernels.tables(problem), kernels.buffers(problem)
+    rows = kernels.pack(problem, greedy(problem, yielding=random.random() < 0.5))
+    for _ in range(12):
+        node = random.randrange(problem.nodes)
+        at, to = (random.randrange(problem.lengths[node]) for _ in range(2))
+        before = rows[node].copy()
+        rows[node, : problem.lengths[node]] = np.insert(np.delete(before[: problem.lengths[node]], at), to, before[at])
+        makespan = kernels.evaluate(rows, table, buffer)
+        letters = problem.rows(row[:n] for row, n in zip(rows, problem.lengths, strict=True))
+        if makespan < 0:
+            with pytest.raises(ValueError, match=r"deadlock|before the"):
+                simulate(problem, letters)
+            rows[node] = before
+            continue
+        timing = simulate(problem, letters)
+        assert makespan == timing.makespan >= lower_bound(problem) - 1e-9
+        peaks = [kernels.peak(row, n, table[4]) for row, n in zip(rows, problem.lengths, strict=True)]
+        assert peaks == pytest.approx(timing.node_peaks)
+        assert timing.peak_memory >= least_memory(problem, timing.makespan) - 1e-9
+
+
+@settings(max_examples=25, deadline=None)
+@given(PROBLEMS, st.booleans(), st.integers(0, 99), st.floats(0.7, 1.5))
+def test_rules_schedule_any_problem_within_their_cap(problem, backwards, seed, share):
+    """Rules tuned at a cap that may be too small: locked, or a valid schedule within it, over both bounds."""
+    from gamut.plan.pipeline_rules import Rules
+
+    cap = share * simulate(problem, serial(problem)).peak_memory
+    one = Rules(problem, np.random.default_rng(seed), lambda name, kernel, args: kernel(*args(100, seed)),
+                backwards=backwards)  # fmt: skip
+    if not one.begin(cap, 20):
+        return
+    one.tune(cap, lower_bound(problem), 1.0, 0.1, 1)
+    makespan, rows = one.rows(cap)
+    timing = simulate(problem, rows)
+    assert lower_bound(problem) - 1e-9 <= timing.makespan <= makespan + 1e-9
+    assert least_memory(problem, timing.makespan) - 1e-9 <= timing.peak_memory <= cap + 1e-9
+
+
+@pytest.mark.parametrize("send", [0, 1])
+def test_search_takes_any_problem(send):
+    """Interleaved chunks against a plain pipeline, with and without a cost of sending: shorter than greedy, then
+    smaller than the first schedule of that length."""
+    from gamut.plan.pipeline_search import Search
+
+    problem = Problem((Chain((0, 1, 2, 3) * 2, 8, 1, 2), Chain((3, 2, 1, 0), 8, 2, 4, memory=2.0)), send)
+    search = Search(problem, seed=0)
+    found = search.run(1.5)
+    timing = simulate(problem, found.rows)
+    assert lower_bound(problem) <= timing.makespan == found.makespan < simulate(problem, greedy(problem)).makespan
+    assert least_memory(problem, timing.makespan) <= timing.peak_memory == pytest.approx(found.peak_memory)
+    assert found.peak_memory <= search.shortest.peak_memory
 
 
 def test_search_reaches_the_bound_in_the_least_memory(searched):

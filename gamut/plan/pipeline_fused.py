@@ -155,13 +155,20 @@ def one_f_one_b(stages: int, stage: int, micro: int, window: int | None = None) 
 
 
 def serial(problem: Problem) -> tuple[str, ...]:
-    """Each chain's 1F1B one after the other."""
-    rows = [""] * problem.nodes
-    for op in problem.ops:
-        if op.kind == FORWARD:
-            order = one_f_one_b(len(problem.chains[op.chain].nodes), op.stage, op.count)
-            rows[op.node] += order.replace("F", "\0").replace("f", op.letter.lower()).replace("\0", op.letter)
-    return tuple(rows)
+    """Each chain's 1F1B one after the other; a chain with chunks or split backwards by `greedy` in 1F1B's windows."""
+    rows: list[list[int]] = [[] for _ in range(problem.nodes)]
+    first = 0
+    for chain in problem.chains:
+        alone = Problem((chain,), problem.send)
+        if chain.weight or len(set(chain.nodes)) < len(chain.nodes):
+            made = greedy(alone, yielding=False, windows=True)
+        else:
+            made = tuple("".join(one_f_one_b(len(chain.nodes), chain.nodes.index(node), chain.micro)
+                                 if node in chain.nodes else "") for node in range(alone.nodes))  # fmt: skip
+        for node, codes in enumerate(alone.codes(made)):
+            rows[node] += (first + codes).tolist()
+        first += len(alone.ops)
+    return problem.rows(rows)
 
 
 class _Placing:
@@ -180,6 +187,13 @@ class _Placing:
             return None
         return self.ends[op.up][turn] + op.lag if op.up >= 0 else 0.0
 
+    def full(self, index: int) -> bool:
+        """Whether this is a forward of a stage that holds as many micro-batches as 1F1B would let it."""
+        op, chain = self.ops[index], self.problem.chains[self.ops[index].chain]
+        freed = index + (2 if chain.weight else 1)
+        held = len(self.ends[index]) - len(self.ends[freed]) if op.kind == FORWARD else 0
+        return held >= len(chain.nodes) - op.stage
+
     def place(self, index: int, start: float) -> None:
         op = self.ops[index]
         self.ends[index].append(start + op.time)
@@ -187,18 +201,19 @@ class _Placing:
         self.rows[op.node] += op.letter
 
 
-def greedy(problem: Problem, *, yielding: bool = True) -> tuple[str, ...]:
+def greedy(problem: Problem, *, yielding: bool = True, windows: bool = False) -> tuple[str, ...]:
     """The paper's start: always the op that can start first; a small model's op must not delay the large model's.
 
     Ties: backward before forward, then node, then chain. The first chain is the large model. Without ``yielding`` all
-    are alike, and of ties the op goes first that is farther along its chain.
+    are alike, and of ties the op goes first that is farther along its chain. With ``windows`` a stage holds no more
+    micro-batches than there are stages from it to the end.
     """
     state = _Placing(problem)
     for _ in range(sum(problem.lengths)):
         found = []
         for index, op in enumerate(problem.ops):
             ready = state.ready(index)
-            if ready is not None:
+            if ready is not None and not (windows and state.full(index)):
                 far = 0 if yielding else -op.stage
                 found.append((max(ready, state.clock[op.node]), op.kind != BACKWARD, far, op.node, op.chain, index))
         first = {}

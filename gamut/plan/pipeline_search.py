@@ -72,7 +72,7 @@ class Search:
         self.table, self.buffers = kernels.tables(problem), (kernels.buffers(problem), kernels.buffers(problem))
         self.pairs = np.zeros((sum(problem.lengths), 2), np.int64)
         self.speed: dict[str, float] = {}
-        self.levels = {True: 0.7, False: 0.9}  # how far below the best the memory is tried, new rules and kept
+        self.levels = {True: 0.93, False: 0.97}  # how far below the best the memory is tried, new rules and kept
         self.unit = max(op.time for op in problem.ops)
         ways = (False,) if any(chain.weight for chain in problem.chains) else (True, False)
         self.rules = [Rules(problem, self.draw, self._run, backwards=way) for way in ways]
@@ -195,7 +195,7 @@ class Search:
             if self.best is not before or shorter >= reached:
                 break
             reached = shorter
-        self.levels[fresh] = max(0.3, 1 - (1 - level) * (1.4 if self.best is not before else 0.8))
+        self.levels[fresh] = max(0.3, 1 - (1 - level) * (1.5 if self.best is not before else 0.7))
 
     def _tune(self, side: Any, cap: float, hot: float, slices: int, *, fresh: bool = False) -> float:
         """Anneal the rules that a side keeps, or new ones, towards the goal; the makespan reached, which is offered."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from gamut.io.html import Raw, page, tag
 from gamut.plan.pipeline import BACKWARD, FORWARD, Problem, Timing, simulate
 
-LEFT, RIGHT, TOP = 58, 76, 34
+LEFT, RIGHT, TOP, BAND = 58, 112, 34, 6
 NAMES = ("forward", "backward", "weight gradient")
 COLOURS = (
     ("#8db8f0", "#2f6fc4", "#1d4a86"),
@@ -17,12 +17,15 @@ COLOURS = (
     ("#93d5da", "#24939d", "#13626a"),
 )
 STYLE = """
-.line { font: 11px system-ui, sans-serif; } .line text { fill: #63676d; } .line .op { stroke: #fff; stroke-width: .35; }
-.line .idle { fill: #f0f0ec; } .line .in { fill: #fff; font-size: 9px; text-anchor: middle; pointer-events: none; }
+.line { font: 11px system-ui, sans-serif; } .line text { fill: #63676d; }
+.line .op { stroke: #fff; stroke-width: .35; }
+.line .idle { fill: #e9e7e0; } .line .idle:hover { fill: #e3c9c4; }
+.line .in { fill: #fff; font-size: 9px; text-anchor: middle; pointer-events: none; }
 .line .axis { stroke: #c9cac5; stroke-width: 1; } .line .held { fill: #b9bbb5; opacity: .75; }
 .line.lit .op { opacity: .22; } .line.lit .op.on { opacity: 1; }
 @media (prefers-color-scheme: dark) { .line text { fill: #9a9fa6; } .line .op { stroke: #16181b; }
-  .line .idle { fill: #202327; } .line .axis { stroke: #3d4248; } .line .held { fill: #565b62; } }
+  .line .idle { fill: #24272c; } .line .idle:hover { fill: #4a3431; }
+  .line .axis { stroke: #3d4248; } .line .held { fill: #565b62; } }
 """
 SCRIPT = """
 for (const line of document.querySelectorAll(".line")) {
@@ -47,7 +50,7 @@ def model_names(problem: Problem) -> list[str]:
 def timeline(problem: Problem, timing: Timing, *, until: float | None = None, width: int = 1180) -> Raw:
     """One schedule as inline SVG. ``until``: end of the time axis, to draw several on one scale.
 
-    Each row's grey line under the ops is the memory that the node holds, on one scale for all.
+    Each row's grey band under the ops is the memory that the node holds, on one scale for all.
     """
     until = until or timing.makespan
     height = 26 if problem.nodes <= 8 else 18
@@ -58,10 +61,10 @@ def timeline(problem: Problem, timing: Timing, *, until: float | None = None, wi
     for node in range(problem.nodes):
         y = TOP + node * (height + 4)
         parts.append(tag("text", f"node {node}", x=LEFT - 8, y=y + height * 0.68, text_anchor="end"))
-        wide = f"{timing.makespan * scale:.2f}"
-        parts.append(tag("rect", x=LEFT, y=y, width=wide, height=height, class_="idle"))
-        share = timing.work[node] / timing.makespan
-        parts.append(tag("text", f"{share:.1%}", x=f"{LEFT + timing.makespan * scale + 8:.1f}", y=y + height * 0.68))
+        share, low = timing.work[node] / timing.makespan, y + height * 0.68
+        parts.append(tag("text", f"{share:.1%}", x=width - RIGHT + 50, y=low, text_anchor="end"))
+        parts.append(tag("text", f"{timing.node_peaks[node]:.4g}", x=width - 4, y=low, text_anchor="end"))
+    parts += _gaps(timing, height, scale)
     for node, index, turn, start, end in timing.spans:
         op, y = ops[index], TOP + node * (height + 4)
         said = (
@@ -75,7 +78,7 @@ def timeline(problem: Problem, timing: Timing, *, until: float | None = None, wi
                 x=f"{LEFT + start * scale:.2f}",
                 y=y,
                 width=f"{(end - start) * scale:.2f}",
-                height=height - 4,
+                height=height - BAND,
                 class_="op",
                 data_k=f"{op.chain}.{turn}",
                 fill=COLOURS[op.chain % len(COLOURS)][op.kind],
@@ -83,7 +86,7 @@ def timeline(problem: Problem, timing: Timing, *, until: float | None = None, wi
         )
         if (end - start) * scale > 15:
             middle = f"{LEFT + (start + end) / 2 * scale:.1f}"
-            parts.append(tag("text", str(turn), x=middle, y=f"{y + height / 2 + 1:.1f}", class_="in"))
+            parts.append(tag("text", str(turn), x=middle, y=f"{y + (height - BAND) / 2 + 3.2:.1f}", class_="in"))
     parts += _memory(problem, timing, height, scale)
     parts += _axis(until, scale, bottom)
     return tag(
@@ -96,17 +99,33 @@ def timeline(problem: Problem, timing: Timing, *, until: float | None = None, wi
     )
 
 
+def _gaps(timing: Timing, height: int, scale: float) -> list[Raw]:
+    """The bubbles of each node, from 0 to the makespan."""
+    free, found = [0.0] * len(timing.work), []
+    ends = [(node, -1, -1, timing.makespan, timing.makespan) for node in range(len(free))]
+    for node, _, _, start, end in (*timing.spans, *ends):
+        if start > free[node]:
+            said = f"node {node} idle · {free[node]:g} to {start:g}"
+            x, wide = f"{LEFT + free[node] * scale:.2f}", f"{(start - free[node]) * scale:.2f}"
+            y, tall = TOP + node * (height + 4), height - BAND
+            found.append(tag("rect", tag("title", said), x=x, y=y, width=wide, height=tall, class_="idle"))
+        free[node] = end
+    return found
+
+
 def _memory(problem: Problem, timing: Timing, height: int, scale: float) -> list[Raw]:
-    held, boxes = [0.0] * problem.nodes, []
+    """What each node holds, from the start of a forward to the end of what frees it."""
+    unit, steps = (BAND - 1) * 1.0 / (timing.peak_memory or 1.0), [[] for _ in range(problem.nodes)]
     for node, index, _, start, end in timing.spans:
         delta = problem.ops[index].delta
-        held[node] += max(delta, 0.0)
-        tall = 4 * held[node] / (timing.peak_memory or 1.0)
-        y = TOP + node * (height + 4) + height - tall
-        boxes.append(
-            f"M{LEFT + start * scale:.1f} {y:.1f}h{(end - start) * scale:.1f}v{tall:.1f}h{(start - end) * scale:.1f}z"
-        )
-        held[node] += min(delta, 0.0)
+        steps[node].append((start if delta > 0 else end, delta))
+    boxes = []
+    for node, changes in enumerate(steps):
+        low, held, path = TOP + node * (height + 4) + height, 0.0, ""
+        for time, delta in sorted(changes):
+            held += delta
+            path += f"H{LEFT + time * scale:.1f}V{low - unit * held:.1f}"
+        boxes.append(f"M{LEFT} {low}{path}Z" if path else "")
     return [tag("path", d="".join(boxes), class_="held")]
 
 
@@ -118,7 +137,8 @@ def _legend(problem: Problem, names: Sequence[str], width: int) -> list[Raw]:
             said = f"{names[c]} {NAMES[kind]}"
             parts.append(tag("text", said, x=x + 16, y=17.5))
             x += 34 + 6.1 * len(said)
-    parts.append(tag("text", "busy", x=width - RIGHT + 8, y=17.5))
+    parts.append(tag("text", "busy", x=width - RIGHT + 50, y=17.5, text_anchor="end"))
+    parts.append(tag("text", "peak", x=width - 4, y=17.5, text_anchor="end"))
     return parts
 
 
@@ -136,9 +156,9 @@ def _axis(until: float, scale: float, bottom: int) -> list[Raw]:
 WIDE = tag("style", Raw("main { max-width: 84rem; }"))  # for the head of a page of timelines
 READING = (
     "A row is a node, time runs to the right, and a block is one micro-batch passing one stage: light forward, dark "
-    "backward. Unpainted stretches are bubbles. The band below the blocks is the activation memory that the node "
-    "holds, on one scale for all; the share at the right is how long the node is busy. Point at a block to follow its "
-    "micro-batch."
+    "backward. Grey stretches between blocks are bubbles. The band below the blocks is the activation memory that the "
+    "node holds, on one scale for all. Busy is the share of the time that a node computes, peak the most memory it "
+    "holds. Point at a block to follow its micro-batch."
 )
 
 
