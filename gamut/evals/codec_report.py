@@ -9,7 +9,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gamut.codecs.audio import MelCodec
 from gamut.codecs.flow import Voice
 from gamut.codecs.griffin_lim import griffin_lim
 from gamut.codecs.mel import WHISPER_RATE
@@ -37,12 +36,12 @@ def through(tokenizer: S3Tokenizer, codec: Token2Wav, wav_T: Tensor, voice: Voic
 
 
 def at_every_cut(
-    judge: DigitJudge, tokenizer: S3Tokenizer, codec: Token2Wav, first: MelCodec, digits: Digits
+    judge: DigitJudge, tokenizer: S3Tokenizer, codec: Token2Wav, digits: Digits
 ) -> dict[str, float]:
     """Shares of held-out recordings heard right after each part, and how near their sound stays to the recording.
 
     ``recorded``: as they are; ``vocoder``: mel and back; ``flow``: tokens, flow, Griffin-Lim; ``chain``: tokens, flow,
-    vocoder, in the speaker's own voice; ``codec``: the first form. STOI and PESQ (narrow band) where installed.
+    vocoder, in the speaker's own voice. STOI and PESQ (narrow band) where installed.
     """
     ids = [tokens(tokenizer, wav)[0] for wav in digits.wavs]
     mels = []
@@ -53,7 +52,6 @@ def at_every_cut(
         "vocoder": lambda i: _vocoded(codec, speech_mel(whole(digits.wavs[i]))),
         "flow": lambda i: resample(griffin_lim(mels[i], rate=RATE24, n_fft=1920, hop=480, fmax=8000.0), RATE24, RATE),
         "chain": lambda i: _vocoded(codec, mels[i]),
-        "codec": lambda i: first.decode(first.encode(digits.wavs[i][None]))[0],
     }
     out = {"tokens/used": float(len(torch.cat(ids).unique()))}
     for way, make in ways.items():
@@ -101,17 +99,16 @@ def switched(
             "switched/chance": 1 / len(names)}  # fmt: skip
 
 
-def listen(tokenizer: S3Tokenizer, codec: Token2Wav, first: MelCodec, digits: Digits, count: int = 6) -> list:
+def listen(tokenizer: S3Tokenizer, codec: Token2Wav, digits: Digits, count: int = 6) -> list:
     """Blocks of the report: recordings drawn evenly, after each part, and in somebody else's voice."""
     cards, names = [], sorted(codec.voices)
     for i in range(0, len(digits), max(1, len(digits) // count)):
         wav, name = digits.wavs[i], digits.speakers[i]
         other = names[(names.index(name) + 1) % len(names)]
         sounds = {"recorded": wav, f"tokens, flow, vocoder, as {name}": through(tokenizer, codec, wav, name),
-                  f"the same as {other}": through(tokenizer, codec, wav, other),
-                  "first form: mel codec and Griffin-Lim": first.decode(first.encode(wav[None]))[0]}  # fmt: skip
+                  f"the same as {other}": through(tokenizer, codec, wav, other)}  # fmt: skip
         blocks = []
         for title, sound in sounds.items():
-            blocks += [Audio(title, sound, RATE), Mel("", first.mel(sound[None])[0], len(sound) / RATE)]
+            blocks += [Audio(title, sound, RATE), Mel("", speech_mel(sound), len(sound) / RATE)]
         cards.append(Card(f"{digits.digits[i]}, {name}", blocks))
     return [Heading("Listen", "Held-out recordings, drawn evenly."), Columns(cards)]

@@ -4,22 +4,17 @@
 
 Sound -> S3 tokenizer (the first half of a recogniser, FSQ) -> tokens -> flow (a speaker's timbre joins here) -> mel ->
 HiFT -> sound at 24 kHz, which here holds recordings made at 8 kHz. Each part is trained alone and measured at its own
-cut. The judges of what is said and of who says it are trained first, apart. Beside them stands a first form of the
-codec, a mel autoencoder with Griffin-Lim behind it, which the tiny model speaks through today.
+cut. The judges of what is said and of who says it are trained first, apart.
 """
 
 import copy
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 import gamut
-from gamut.codecs.audio import MelCodec, MelCodecConfig
 from gamut.codecs.flow import Flow, FlowConfig
 from gamut.codecs.flow_training import flow_loss
 from gamut.codecs.hift import HiFT, HiFTConfig
@@ -31,7 +26,7 @@ from gamut.data.crops import Crops
 from gamut.data.listening import digit_batch
 from gamut.data.load import Batches
 from gamut.data.reading import strings
-from gamut.data.spoken import RATE, Digits, noisy
+from gamut.data.spoken import Digits
 from gamut.data.voiced import Voiced, levels, timbres, varied, voiced, voices
 from gamut.evals.claims import Claim, Result
 from gamut.evals.codec_report import at_every_cut, listen, switched
@@ -59,7 +54,6 @@ class Config:
     vocoder_width: int = 128  # paper 512 (released flow.yaml)
     judge_width: int = 64  # ours; channels of the judges
     judge_steps: int = 2000  # ours; updates of the judge of digits, 6 in 10 as many of the judge of speakers
-    first_steps: int = 2500  # ours; updates of the first form of the codec
     tokenizer_steps: int = 1000  # not found in the paper; ours
     flow_steps: int = 5000  # not found in the paper; ours
     vocoder_steps: int = 3000  # not found in the paper; ours, on spectra alone
@@ -74,7 +68,6 @@ TINY = Config()
 WEIGHTS = ROOT / "weights" / "step_audio_2_codec"
 TOKENS = 37  # of a training crop of the flow: a second and a half
 GUIDANCE = 1.5  # of the flow, released 0.7: so small a flow follows its tokens too loosely without
-CROP = 8000  # samples of a training crop of the first form: one second
 
 
 def train_judge(cfg: Config, digits: Digits, run: Run | None) -> DigitJudge:
@@ -89,35 +82,6 @@ def train_judge(cfg: Config, digits: Digits, run: Run | None) -> DigitJudge:
     optim = Optim(lr=3e-3, warmup=cfg.judge_steps // 4, weight_decay=0.02)
     fit(step, judge, data, steps=cfg.judge_steps, optim=optim, run=run, stage="judge", seed=cfg.seed, save_every=500)
     return judge.eval()
-
-
-def codec_batch(digits: Digits, size: int, index: int, seed: int) -> Tensor:
-    """One-second crops (B, T) out of strings of digits."""
-    rng = random.Random(f"codec {seed} {index}")
-    crops = []
-    for _ in range(size):
-        wav = digits.say([rng.randrange(10) for _ in range(5)], rng, gap=(0.0, 0.2)).wav
-        wav = F.pad(wav, (0, max(0, CROP - len(wav))))
-        start = rng.randrange(len(wav) - CROP + 1)
-        crops.append(wav[start : start + CROP])
-    return noisy(torch.stack(crops).flatten(), rng, -5, -4).view(size, CROP)
-
-
-def train_first_form(cfg: Config, digits: Digits, run: Run | None) -> MelCodec:
-    torch.manual_seed(cfg.seed)
-    codec = MelCodec(MelCodecConfig())
-
-    def step(wav, phase: str):
-        mel = codec.mel(wav)
-        guess, _ = codec(mel)
-        level = (guess - mel).abs().mean()
-        change = (guess.diff(dim=-1) - mel.diff(dim=-1)).abs().mean()  # what moves is what is understood
-        return level + 0.5 * change, {"mel_l1": level.detach(), "audio_s": wav.numel() / RATE}
-
-    data = Batches(lambda index: codec_batch(digits, 24, index, cfg.seed))
-    optim = Optim(lr=1.5e-3, warmup=cfg.first_steps // 20, weight_decay=0.01, betas=(0.9, 0.98))
-    fit(step, codec, data, steps=cfg.first_steps, optim=optim, run=run, stage="codec", seed=cfg.seed, save_every=250)
-    return codec.eval()
 
 
 def learn_tokens(cfg: Config, digits: Digits, run: Run | None) -> S3Tokenizer:
@@ -192,7 +156,6 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
     judge = made(cfg.judge_steps, "digitjudge", lambda: train_judge(cfg, train, run))
     ear = made(cfg.judge_steps, "speakerjudge",
                lambda: train_speaker_judge(train, run, steps=cfg.judge_steps * 6 // 10, seed=cfg.seed))  # fmt: skip
-    first = made(cfg.first_steps, "melcodec", lambda: train_first_form(cfg, train, run))
     tokenizer = made(cfg.tokenizer_steps, "tokenizer", lambda: learn_tokens(cfg, train, run))
     flow = made(cfg.flow_steps, "token2wav.flow", lambda: learn_flow(cfg, tokenizer, train, run))
     hift = made(cfg.vocoder_steps, "token2wav.hift", lambda: learn_sound(cfg, clips, run))
@@ -200,15 +163,14 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
         flow = learn_voices(cfg, flow, tokenizer, train, run)
     codec = Token2Wav.of(flow, hift, voices(train))
     metrics = trust(judge, test) | trust_speakers(ear, test)
-    metrics |= at_every_cut(judge, tokenizer, codec, first, test) | switched(judge, ear, tokenizer, codec, test)
+    metrics |= at_every_cut(judge, tokenizer, codec, test) | switched(judge, ear, tokenizer, codec, test)
     if run is not None:
         facts = "".join(f"- {name}: {value:.4g}\n" for name, value in metrics.items())
         card = CARD.format("{}", held_out.origin, held_out.licence, cfg.seed, facts)
-        parts = {"digitjudge": judge, "speakerjudge": ear, "melcodec": first, "tokenizer": tokenizer,
-                 "token2wav": codec}  # fmt: skip
+        parts = {"digitjudge": judge, "speakerjudge": ear, "tokenizer": tokenizer, "token2wav": codec}
         for name, part in parts.items():
             part.save_pretrained(run.path / name, card=card.format(name))
-    return Result(metrics, notes={"origin": held_out.origin, "report": listen(tokenizer, codec, first, test)})
+    return Result(metrics, notes={"origin": held_out.origin, "report": listen(tokenizer, codec, test)})
 
 
 CARD = """# {}, a part of Step-Audio 2's codec, tiny
