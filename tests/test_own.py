@@ -202,3 +202,34 @@ def test_some_are_held_out(folder):
     train, test = split(talked, 0.25)
     assert len(train) == 3 and len(test) == 1 and test[0] not in train
     assert split(talked[:1], 0.25) == (talked[:1], [])
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100])
+def test_a_row_is_measured_as_it_is_read_at_every_border(tmp_path, rate):
+    """Around 25 s, around what is just heard, and of one sample more or less."""
+    seconds = [0.03, 0.5, 24.99, 25.0, 25.02, 25.03, 50.001]
+    samples = [round(s * rate) + d for s in seconds for d in (-1, 0, 1)]
+    for count in samples:
+        write_audio(tmp_path / f"{count}.wav", torch.zeros(count) + 0.1, rate)
+    write(tmp_path, *(asked(f"{count}.wav", "x") for count in samples))
+    own = Own(read_conversations(tmp_path), WORDS)
+    assert [len(own.row(one).ids) for one in own.talked] == own.lengths
+
+
+def test_stereo_of_other_rates_and_lengths_shares_a_row(tmp_path):
+    """Channels, rates and loudness as people bring them; what is heard is the first channel, at one level if asked."""
+    for name, rate, seconds, gain in (("a", 44100, 0.3, 40.0), ("b", 8000, 1.1, 0.001), ("c", 16000, 0.7, 1.0)):
+        left = torch.sin(torch.arange(int(rate * seconds)) * 700 / rate) * 0.3 * gain
+        write_audio(tmp_path / f"{name}.wav", torch.stack([left, torch.randn_like(left)]).clamp(-1, 1), rate)
+    write(tmp_path, *(asked(f"{name}.wav", "x") for name in "abc"))
+    batch = Own(read_conversations(tmp_path), WORDS, level=0.05).batch(0)
+    assert len(batch.mels_NMF) == 3 and batch.lens_N.tolist() == sorted(batch.lens_N.tolist(), reverse=True)
+    loudest = [float(mel[:, : int(n)].max()) for mel, n in zip(batch.mels_NMF, batch.lens_N, strict=True)]
+    assert max(loudest) - min(loudest) < 0.25 and bool(batch.mels_NMF.isfinite().all())
+
+
+def test_a_clip_that_was_cut_short_is_found_before_training(folder):
+    whole = (folder / "3.wav").read_bytes()
+    (folder / "1.wav").write_bytes(whole[:5000])
+    with pytest.raises(ValueError, match=r"line 2: '.*1\.wav' is cut short: it should hold 32000 bytes of sound"):
+        Own(read_conversations(folder)[:3], WORDS)

@@ -54,6 +54,7 @@ class Talk:
 
     def __post_init__(self):
         self.past = Past(self.speaker.model.lm)
+        self.box = self.speaker.tools.within(self.speaker.model.config.lm.max_positions)
 
     def ask(self, wav: Float[Tensor, " T"] | None = None, rate: int = WHISPER_RATE, text: str = "") -> Iterator[Event]:
         """The events of the answer to what is said, written, or both.
@@ -83,7 +84,7 @@ class Talk:
         decode = decoder(self.speaker.model, sampling, mels, self.past)
         for event in respond(
             [*system, *self.messages, question], decode, words, codec=self.speaker.codec,
-            tools=self.speaker.tools if self.tools else None, prefill=(first, last),
+            tools=self.box if self.tools else None, prefill=(first, last),
         ):  # fmt: skip
             yield event
             if isinstance(event, Done):

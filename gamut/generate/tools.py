@@ -174,6 +174,12 @@ class Toolbox:
         """For ``encode_chat(…, tools=…)``."""
         return [tool.schema for tool in self.tools.values()]
 
+    def within(self, positions: int) -> "Toolbox":
+        """The same tools for a model whose context holds so many ids: a result takes at most a quarter of it (an id is
+        a byte or more)."""
+        return Toolbox(list(self.tools.values()), limit=max(128, min(self.limit, positions // 4)), most=self.most,
+                       stuck=self.stuck)  # fmt: skip
+
     def run(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
         """Run all calls at once; results in call order, after the longest of their deadlines at the latest."""
         return self.results(self.start(calls))

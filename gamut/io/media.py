@@ -155,10 +155,12 @@ def duration(source: str | Path | bytes) -> float:
     """Seconds of sound in a file, from its header.
 
     Raises:
-        ValueError: as ``read_audio`` for a file that is missing, empty or not sound.
+        ValueError: as ``read_audio`` for a file that is missing, empty, cut short or not sound.
     """
     sf = soundfile()
     data, name = _bytes(source)
+    if missing := _missing(data):
+        raise ValueError(f"{name} is cut short: {missing}; copy or record it again")
     try:
         info = sf.info(io.BytesIO(data))
     except sf.LibsndfileError as error:
