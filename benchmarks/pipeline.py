@@ -221,8 +221,11 @@ def main() -> None:
     if not options.table:
         if not 0 < options.minutes < math.inf:
             raise SystemExit(f"minutes must be positive, got {options.minutes}")
+        chosen = options.instances.split(",")
+        if wrong := [one for one in chosen if one not in map(str, range(len(INSTANCES)))]:
+            raise SystemExit(f"instances are 0 to {len(INSTANCES) - 1}, joined by commas; got {', '.join(wrong)}")
         RESULTS.mkdir(exist_ok=True)
-        for index in map(int, options.instances.split(",")):
+        for index in map(int, chosen):
             improve(index, options)
     rows = table()
     print(rows, write_page(rows), sep="\n\n")

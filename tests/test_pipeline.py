@@ -23,7 +23,7 @@ from gamut.plan.pipeline_classic import (
     zero_bubble,
     zero_bubble_v,
 )
-from gamut.plan.pipeline_command import compare, parse_models
+from gamut.plan.pipeline_command import compare, main, parse_models
 from gamut.plan.pipeline_export import instructions, load, save
 from gamut.plan.pipeline_fused import INSTANCES, Fused, fill_gaps, greedy, lower_bound, serial
 from gamut.plan.timeline import draw
@@ -102,11 +102,12 @@ def test_what_cannot_run_says_why():
 def test_wrong_problems_say_why():
     with pytest.raises(ValueError, match="micro-batches >= 1; got"):
         Chain((0, 1), 0, 1, 2)
-    with pytest.raises(ValueError, match="forward > 0"):
-        Chain((0, 1), 1, 0, 2)
+    for forward, said in ((0, "0"), (-2, "-2"), (float("nan"), "nan"), (float("inf"), "inf")):
+        with pytest.raises(ValueError, match=rf"forward > 0, .*; critic has {said}, 2, 0, 1"):
+            Chain((0, 1), 1, forward, 2, model="critic")
     with pytest.raises(ValueError, match="at least one chain"):
         Problem(())
-    with pytest.raises(ValueError, match="send must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="send must be >= 0 and finite, got -1"):
         Problem((Chain((0,), 1, 1, 1),), send=-1)
     with pytest.raises(ValueError, match="27 lanes"):
         Problem((Chain((0,) * 27, 1, 1, 1),))
@@ -312,6 +313,22 @@ def test_plans_from_the_command_line():
     assert list(compare(problem, 0, 0)) == ["serial 1F1B", "greedy"]
 
 
+@pytest.mark.parametrize("typed, said", [
+    ("--instance 12", "instance must be 0 to 11, got 12; own problems: --models"),
+    ("--models a:4:4:-2:4:1", "a has -2, 4, 0, 1"),
+    ("--models a:4:4:2:4:1 --send -1", "send must be >= 0 and finite, got -1"),
+    ("--classic foo", "unknown schedule 'foo'; allowed: gpipe"),
+    ("--seconds -1", "--seconds must be 0 or more and finite, got -1"),
+    ("--cap nan", "--cap must be 0 or more and finite, got nan"),
+    ("--out a.png", r"a \.html file, or a single schedule to an \.svg; got a\.png"),
+])  # fmt: skip
+def test_the_command_says_what_is_wrong(typed, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        main(["--seconds", "0", *typed.split()])
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
 def test_clusters_have_the_instances_of_the_table():
     """The rule layers x width^2 gives the released ratios of times and memory for all four pairs of sizes."""
     for actor, critic, stages, index in (
@@ -350,6 +367,7 @@ def test_pictures(tmp_path):
     ).read_text()
     assert page.count('class="op"') == 2 * sum(one.problem.lengths) and "&lt;Fused&gt;" in page
     assert "65B · backward of micro-batch 15 · stage 15 on node 15" in page
+    assert "node 0 idle · 186 to 214" in page, "bubbles can be pointed at, the one at the end too"
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     assert draw(tmp_path / "a.svg", one.problem, {"greedy": rows}, title="t").read_text().startswith("<svg")
     with pytest.raises(ValueError, match=r"a \.html file, or a single schedule to an \.svg; got .*a\.png"):

@@ -12,6 +12,7 @@ op:
 (arXiv 2409.13221, section 5.2), with any number of models, any times and a cost of sending.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,10 +50,11 @@ class Chain:
             raise ValueError(
                 f"a chain needs stages on nodes >= 0 and micro-batches >= 1; got nodes={self.nodes}, micro={self.micro}"
             )
-        if self.forward <= 0 or self.backward <= 0 or self.weight < 0 or self.memory < 0:
+        costs = (self.forward, self.backward, self.weight, self.memory)
+        if not (self.forward > 0 and self.backward > 0 and self.weight >= 0 and self.memory >= 0) or math.inf in costs:
             raise ValueError(
-                "a chain needs forward > 0, backward > 0, weight >= 0, memory >= 0; got "
-                f"{self.forward}, {self.backward}, {self.weight}, {self.memory}"
+                "a chain needs finite forward > 0, backward > 0, weight >= 0, memory >= 0; "
+                f"{self.model} has {', '.join(f'{cost:g}' for cost in costs)}"
             )
 
 
@@ -94,8 +96,8 @@ class Problem:
                 f"{lanes} lanes (chains x chunks) do not fit the letters of a schedule; allowed: "
                 f"{len(LETTERS)}, or 10 with split backwards"
             )
-        if self.send < 0:
-            raise ValueError(f"send must be >= 0, got {self.send}")
+        if not 0 <= self.send < math.inf:
+            raise ValueError(f"send must be >= 0 and finite, got {self.send}")
 
     @property
     def nodes(self) -> int:

@@ -107,9 +107,13 @@ def show(
 
 def main(args: Sequence[str] = ()) -> None:
     """Raises ValueError for what cannot be planned, with what is allowed."""
-    from gamut.plan.timeline import draw
+    from gamut.plan.timeline import draw, drawable
 
     options = tyro.cli(Options, args=args, prog="gamut plan pipeline")
+    drawable(options.out, 1)
+    for name in ("seconds", "cap"):
+        if not 0 <= getattr(options, name) < math.inf:
+            raise ValueError(f"--{name} must be 0 or more and finite, got {getattr(options, name):g}")
     title, problem, schedules, base = _asked(options)
     show(problem, schedules, base)
     best = list(schedules)[-1]

@@ -183,6 +183,16 @@ def figures(problem: Problem, schedules: Mapping[str, Iterable[str]]) -> list[Ra
     return drawn
 
 
+def drawable(path: str | Path, schedules: int) -> Path:
+    """The path, if so many schedules can be drawn there; see `draw`."""
+    path = Path(path)
+    if path.suffix not in (".html", ".svg") or (path.suffix == ".svg" and schedules != 1):
+        raise ValueError(
+            f"a picture goes to a .html file, or a single schedule to an .svg; got {path} for {schedules} schedules"
+        )
+    return path
+
+
 def draw(
     path: str | Path, problem: Problem, schedules: Mapping[str, Iterable[str]], *, title: str, lead: str = ""
 ) -> Path:
@@ -193,12 +203,7 @@ def draw(
     """
     from gamut.io.files import atomic_write
 
-    path = Path(path)
-    if path.suffix not in (".html", ".svg") or (path.suffix == ".svg" and len(schedules) != 1):
-        raise ValueError(
-            f"a picture goes to a .html file, or a single schedule to an .svg; got {path} for "
-            f"{len(schedules)} schedules"
-        )
+    path = drawable(path, len(schedules))
     if path.suffix == ".svg":
         [rows] = schedules.values()
         return atomic_write(path, timeline(problem, simulate(problem, rows)))
