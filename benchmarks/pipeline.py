@@ -2,6 +2,7 @@
 
     python -m benchmarks.pipeline --minutes 10                 # every instance, ten minutes of CPU time on each worker
     python -m benchmarks.pipeline --minutes 10 --instances 9   # another seed; the best of all searches is kept
+    python -m benchmarks.pipeline --instances 1 --room 15.75   # straight for a schedule within this memory
     python -m benchmarks.pipeline --table                      # prints what is known, searches nothing
 
 results/fused_schedules.json keeps the best schedules, for time and for memory at that time, each with the command, the
@@ -50,6 +51,7 @@ class Options:
     minutes: float = 10.0  # CPU time of each worker on each instance
     instances: str = "0,1,2,3,4,5,6,7,8,9,10,11"  # as numbered in the released search
     workers: int = 1  # searches side by side, each with its own seed
+    room: float = 0.0  # look only within this memory of a node, no less than serial's; 0: shorten first, then lower
     seed: int = -1  # -1: as many as searches of the instance were recorded
     table: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # only print the table
 
@@ -68,7 +70,7 @@ def searches(index: int) -> int:
     return sum(json.loads(line)["instance"] == index for line in SEARCHES.read_text().splitlines())
 
 
-def _one(index: int, seconds: float, seed: int, goal_memory: float, loud: bool) -> dict:
+def _one(index: int, seconds: float, seed: int, room: float, loud: bool) -> dict:
     """One worker's search, as plain data."""
     from gamut.plan.pipeline_search import Found, Search
 
@@ -79,8 +81,9 @@ def _one(index: int, seconds: float, seed: int, goal_memory: float, loud: bool) 
             cost = f"{found.makespan:g}   memory {found.peak_memory:g}"
             print(f"  {found.seconds:7.1f} s   {cost}   {found.by}", flush=True)
 
-    search = Search(INSTANCES[index].problem, seed=seed, better=better)
-    best = search.run(seconds, memory_goal=goal_memory)
+    one = INSTANCES[index]
+    search = Search(one.problem, seed=seed, better=better, room=room or math.inf)
+    best = search.run(seconds, memory_goal=one.least_memory)
     spent = search.clock() - search.began
     kept = {"seed": seed, "cpu_seconds": round(spent, 1), "wall_seconds": round(time.perf_counter() - began, 1)}
     first = search.shortest
@@ -106,7 +109,7 @@ def improve(index: int, options: Options) -> None:
     entry, one = known().get(index, {}), INSTANCES[index]
     first = searches(index) if options.seed < 0 else options.seed
     seeds = [first + 1000 * worker for worker in range(options.workers)]
-    jobs = [(index, 60 * options.minutes, seed, one.least_memory, seed == first) for seed in seeds]
+    jobs = [(index, 60 * options.minutes, seed, options.room, seed == first) for seed in seeds]
     print(f"instance {index}: {one.name}, bound {one.bound}, published {PUBLISHED[index]}", flush=True)
     if options.workers == 1:
         results = [_one(*jobs[0])]

@@ -169,7 +169,7 @@ class Search:
         turn, slices = failures % 6, 2 ** min(failures // 3, 4)
         if self.good is None or turn >= 4:
             side = self.rules[failures // 6 % len(self.rules)]
-            self._tune(side, cap, 0.2, slices, fresh=turn != 5 or side.kept is None)
+            self._tune(side, cap, self._heat(), slices, fresh=turn != 5 or side.kept is None)
         else:
             side, side.kept = self.good
             self._tune(side, cap, (0.03, 0.06, 0.12, 0.25)[turn], slices)
@@ -189,13 +189,17 @@ class Search:
             side = self.rules[0] if failures % 12 < 10 else self.rules[-1]
         else:
             side, side.kept = self.good
-        reached, hot, slices = math.inf, 10 ** self.draw.uniform(-2.0, -0.7), 1 + min(failures // 12, 3)
+        reached, hot, slices = math.inf, self._heat(), 1 + min(failures // 12, 3)
         for again in range(4):
             shorter = self._tune(side, cap, hot, slices, fresh=fresh and not again)
             if self.best is not before or shorter >= reached:
                 break
             reached = shorter
         self.levels[fresh] = max(0.3, 1 - (1 - level) * (1.5 if self.best is not before else 0.7))
+
+    def _heat(self) -> float:
+        """How hot annealing begins, in longest ops. Cool for most: within little memory heat loses what it has."""
+        return 10 ** self.draw.uniform(-2.0, -0.7)
 
     def _tune(self, side: Any, cap: float, hot: float, slices: int, *, fresh: bool = False) -> float:
         """Anneal the rules that a side keeps, or new ones, towards the goal; the makespan reached, which is offered."""
