@@ -153,3 +153,29 @@ def test_the_folder_as_it_was_downloaded_is_tuned_whole(released, data, tmp_path
     assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("encoder."))
     with pytest.raises(ValueError, match="line 2 has a spoken answer, which takes a codec that encodes"):
         gamut.run("step_audio_2", init=str(released), data=str(data), out=tmp_path, steps=1)
+
+
+def test_a_tokenizer_in_parts_is_the_one_transformers_reads(tmp_path):
+    """vocab.json, merges.txt and added tokens, without a tokenizer.json."""
+    transformers = pytest.importorskip("transformers")
+    from gamut.codecs.text import Tokenizer
+
+    base = Tokenizer.train(["Say it's 12 o'clock,  please!\n\n" * 4, "caf\u00e9 \u4e2d\u6587\u3002"], 320)
+    base.inner.model.save(str(tmp_path))
+    added = ["<|EOT|>", "<|BOT|>", "<tts_start>", "<audio_0>", "<audio_1>"]
+    entries = {base.vocab + i: {"content": name, "lstrip": False, "normalized": False, "rstrip": False,
+                                "single_word": False, "special": True} for i, name in enumerate(added)}  # fmt: skip
+    told = {"added_tokens_decoder": entries, "tokenizer_class": "Qwen2Tokenizer", "unk_token": None,
+            "eos_token": "<|EOT|>", "pad_token": "<|EOT|>"}  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    ours, theirs = Tokenizer.from_pretrained(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.id("<audio_1>") == base.vocab + 4
+    for text in ("It's 12:30,  okay?\n\n \n<|BOT|>human\nHI there<audio_1>", "cafe\u0301 \u4e2d\u6587 we'LL\t12345"):
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text, add_special_tokens=False)
+        assert Tokenizer.from_pretrained(_again(ours, tmp_path / "again")).encode(text) == ids
+
+
+def _again(words, path):
+    words.save_pretrained(path)
+    return path

@@ -5,6 +5,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+QWEN = (  # how Qwen2's tokenizers cut text before merging; released folders without a tokenizer.json rely on it
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 CARRIED = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
 
 
@@ -18,18 +21,20 @@ def library() -> ModuleType:
 
 
 def read_tokenizer(path: str | Path) -> tuple[Any, dict[str, str]]:
-    """tokenizer.json as a ``tokenizers.Tokenizer``, and the text of the files beside it by name.
+    """tokenizer.json (or Qwen2's vocab.json and merges.txt) as a ``tokenizers.Tokenizer``, and the text of the files
+    beside it by name.
 
     Tokens named only in those are added.
     Raises:
-        ValueError: no tokenizer.json, a damaged one, or an added token whose id cannot be honoured.
+        ValueError: no such file, a damaged one, or an added token whose id cannot be honoured.
     """
     tokenizers, path = library(), Path(path)
-    file = path / "tokenizer.json"
+    file, parts = path / "tokenizer.json", (path / "vocab.json", path / "merges.txt")
+    file = file if file.is_file() or not all(part.is_file() for part in parts) else parts[0]
     if not file.is_file():
         raise ValueError(f"'{path}' has no tokenizer.json; copy the one released with the model into the folder")
     try:
-        inner = tokenizers.Tokenizer.from_file(str(file))
+        inner = tokenizers.Tokenizer.from_file(str(file)) if file is not parts[0] else _of_parts(*map(str, parts))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"'{file}' is not a tokenizer ({error}); download it again") from error
     files = {name: (path / name).read_text() for name in CARRIED if (path / name).is_file()}
@@ -44,3 +49,13 @@ def read_tokenizer(path: str | Path) -> tuple[Any, dict[str, str]]:
                 f"the two files must come from the same release"
             )
     return inner, files
+
+
+def _of_parts(vocab: str, merges: str) -> Any:
+    tokenizers = library()
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(vocab, merges))
+    inner.normalizer, pre = tokenizers.normalizers.NFC(), tokenizers.pre_tokenizers
+    cut = pre.Split(tokenizers.Regex(QWEN), "isolated")
+    inner.pre_tokenizer = pre.Sequence([cut, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    return inner
