@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from gamut.cli import COMMANDS, topics
+from gamut.cli import COMMANDS
 from gamut.io.files import atomic_write
 from gamut.io.source import read
 from gamut.papers import PAPERS, measured
@@ -35,8 +35,7 @@ def recipes() -> str:
 
 def commands() -> str:
     """Every command with its line."""
-    shown = {name: command for name, command in COMMANDS.items() if name != "plan" or topics()}
-    lines = [(f"gamut {name}", (command.__doc__ or "").strip().split("\n")[0]) for name, command in shown.items()]
+    lines = [(f"gamut {name}", (command.__doc__ or "").strip().split("\n")[0]) for name, command in COMMANDS.items()]
     return "```\n" + "\n".join(f"{name:<14} {text}" for name, text in lines) + "\n```"
 
 

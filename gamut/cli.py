@@ -305,23 +305,17 @@ def env() -> None:
         print(f"{name:<16} {value}")
 
 
-def topics() -> dict[str, str]:
-    """Topic -> module of gamut.plan with a function main; pipeline_command.py serves the topic pipeline."""
-    files = sorted((Path(__file__).parent / "plan").glob("*.py"))
-    names = {file: file.stem.removesuffix("_command") for file in files}
-    return {names[file]: f"gamut.plan.{file.stem}" for file in files if "\ndef main(" in file.read_text()}
-
-
 def plan(args: Sequence[str]) -> None:
     """Plan a run before paying for it, by arithmetic alone. The topics: gamut plan."""
-    known = topics()
-    name = args[0].replace("-", "_") if args else "--help"
-    if name in ("-h", "--help"):
-        return console().print("usage: gamut plan TOPIC ...\n\ntopics: " + ", ".join(known))
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
+    from gamut.plan.topics import TOPICS, overview
+
+    name = args[0].replace("-", "_") if args else "__help"
+    if name in ("_h", "__help"):
+        return console().print(Text(overview()), soft_wrap=True)
+    if name not in TOPICS:
+        near = difflib.get_close_matches(name, TOPICS, n=2, cutoff=0.4)
         raise ValueError(f"unknown topic '{args[0]}'; closest: {', '.join(near) or 'none'}. See: gamut plan")
-    entry = importlib.import_module(known[name]).main
+    entry = importlib.import_module(TOPICS[name].module).main
     if list(signature(entry).parameters) == ["args"]:  # it parses its words itself
         return entry(list(args[1:]))
     import tyro
