@@ -57,7 +57,7 @@ class Config:
     tokenizer_steps: int = 1000  # not found in the paper; ours
     flow_steps: int = 5000  # not found in the paper; ours
     vocoder_steps: int = 3000  # not found in the paper; ours, on spectra alone
-    flow_more: int = 5000  # ours; on whole strings, some as if somebody else had spoken them
+    flow_more: int = 2500  # ours; on whole strings, some as if somebody else had spoken them
     critic_steps: int = 400  # not found in the paper; ours, against critics at 1/8 of their width
     batch: int = 12  # not found in the paper; ours, strings of digits per update
     source: str = "auto"  # ours; recordings, synthetic (espeak-ng), or auto: recordings if they can be had
