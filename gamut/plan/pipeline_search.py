@@ -147,14 +147,16 @@ class Search:
     def run(self, seconds: float, *, memory_goal: float = 0.0) -> Found:
         """Shorten until the goal is met, then lower the memory at that makespan, until time or ``memory_goal``.
 
-        A goal that is not met in half of the time gives way to the best makespan.
+        A goal that is not met in half of the time gives way to the best makespan, unless ``room`` limits the memory.
         """
         least, failures = max(memory_goal, least_memory(self.problem, self.goal)), 0
         while (spent := self.clock() - self.began) < seconds:
-            if self.best.makespan > self.goal and spent > seconds / 2:
+            if self.best.makespan > self.goal and spent > seconds / 2 and self.room == math.inf:
                 self.goal, failures = self.best.makespan, 0
             before = self.best
-            if before.makespan > self.goal:
+            if before.makespan > self.goal and self.room < math.inf:
+                self._within(self.room, failures)
+            elif before.makespan > self.goal:
                 self._shorten(failures)
             elif before.peak_memory <= least + 1e-6:
                 break
@@ -165,7 +167,7 @@ class Search:
 
     def _shorten(self, failures: int) -> None:
         """Tune the rules of the best schedule four times, then new ones twice; longer and longer."""
-        cap = min(self.serial_peak * ROOM[failures % len(ROOM)], self.room)
+        cap = self.serial_peak * ROOM[failures % len(ROOM)]
         turn, slices = failures % 6, 2 ** min(failures // 3, 4)
         if self.good is None or turn >= 4:
             side = self.rules[failures // 6 % len(self.rules)]
@@ -177,14 +179,19 @@ class Search:
             self.anneal(self.best.peak_memory, 0.7)
 
     def _lower(self, least: float, failures: int) -> None:
-        """Try for the goal within less memory: by turns with new rules and with those of the best schedule.
-
-        How far below the best a turn aims (1: just below, 0: at ``least``) is lowered by success and raised by failure.
-        What gets shorter is tuned on.
-        """
-        fresh = self.good is None or failures % 2 == 0
+        """Try for the goal within less memory. How far below the best a turn aims (1: just below, 0: at ``least``) is
+        lowered by success and raised by failure, for new rules and for kept ones."""
+        fresh = self._is_fresh(failures)
         level, before = self.levels[fresh], self.best
-        cap = least + level * (before.peak_memory - 1e-6 - least)
+        self._within(least + level * (before.peak_memory - 1e-6 - least), failures)
+        self.levels[fresh] = max(0.3, 1 - (1 - level) * (1.5 if self.best is not before else 0.7))
+
+    def _is_fresh(self, failures: int) -> bool:
+        return self.good is None or failures % 2 == 0
+
+    def _within(self, cap: float, failures: int) -> None:
+        """By turns with new rules and with those of the best schedule; what gets shorter is tuned on."""
+        fresh, before = self._is_fresh(failures), self.best
         if fresh:
             side = self.rules[0] if failures % 12 < 10 else self.rules[-1]
         else:
@@ -195,7 +202,6 @@ class Search:
             if self.best is not before or shorter >= reached:
                 break
             reached = shorter
-        self.levels[fresh] = max(0.3, 1 - (1 - level) * (1.5 if self.best is not before else 0.7))
 
     def _heat(self) -> float:
         """How hot annealing begins, in longest ops. Cool for most: within little memory heat loses what it has."""
