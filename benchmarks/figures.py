@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from statistics import median
 
-ROW, LEFT, RIGHT, TOP = 30, 330, 870, 46
+WIDTH, ROW, LEFT, RIGHT, TOP = 960, 30, 420, 930, 46
 STYLE = (
     "text{font:15px system-ui,sans-serif;fill:#1f2933}.small{font-size:13px;fill:#52606d}.grid{stroke:#e4e7eb}"
     ".row{stroke:#cbd2d9}.dot{fill:#2563eb;fill-opacity:.55;stroke:#1d4ed8}.open{fill:#fff;stroke:#1d4ed8}"
@@ -36,7 +36,9 @@ def strips(
 
     foot = TOP + ROW * len(drawn)
     parts = [f'<text x="{LEFT}" y="22">{escape(x)}</text>']
-    parts += [f'<text class="small" x="{RIGHT}" y="22" text-anchor="end">{escape(note)}</text>'] if note else []
+    parts += (
+        [f'<text class="small" x="{RIGHT}" y="{foot + 42}" text-anchor="end">{escape(note)}</text>'] if note else []
+    )
     if band:
         a, b = map(at, band)
         parts.append(f'<rect class="band" x="{a:.1f}" y="{TOP - 8}" width="{b - a:.1f}" height="{foot - TOP + 8}"/>')
@@ -54,6 +56,6 @@ def strips(
         if kept:
             parts.append(f'<path class="mid" d="M{at(median(kept)):.1f} {y - 11:.1f}v22"/>')
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 {foot + 30}" role="img"><style>{STYLE}</style>'
-        f'<rect width="900" height="{foot + 30}" fill="#fff"/>' + "".join(parts) + "</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {foot + 52}" role="img"><style>{STYLE}</style>'
+        f'<rect width="{WIDTH}" height="{foot + 52}" fill="#fff"/>' + "".join(parts) + "</svg>\n"
     )

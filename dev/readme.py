@@ -1,4 +1,4 @@
-"""Fill the generated blocks of README.md from the code: python -m dev.readme
+"""Fill the generated blocks of README.md from the code, and make docs/plan.md: python -m dev.readme
 
 A block stands between `<!-- made: NAME -->` and `<!-- end -->`; a test says when one is out of date.
 """
@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+from dev import planning
 from gamut.cli import COMMANDS
 from gamut.io.files import atomic_write
 from gamut.io.source import read
@@ -67,4 +68,5 @@ if __name__ == "__main__":
     after = filled(before)
     if after != before:
         atomic_write(README, after)
+    planning.write()
     print("README.md: " + ("written" if after != before else "up to date"), file=sys.stderr)

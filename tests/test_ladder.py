@@ -96,7 +96,8 @@ def test_the_ladder_is_judged_on_a_size_that_it_has_not_seen():
             rows.append({"N": N, "D": D, "loss": loss, "lr": 0.01, "batch": 512.0})
     found, table = farseer.judged(rows)
     assert len(table) == 30 and all(found[f"error/{law}"] < 2 for law in ("chinchilla", "kappa", "auto"))
-    cells = farseer.cells(farseer.TINY)
+    assert len(farseer.cells(farseer.TINY)) == 20
+    cells = farseer.cells(farseer.SMALL)
     assert len(cells) == 30 and cells[0].parameters * cells[0].tokens < cells[-1].parameters * cells[-1].tokens
     assert 3e4 < cells[0].parameters < cells[-1].parameters < 1.05e6
 
