@@ -26,7 +26,7 @@ from gamut.plan import public
 from gamut.plan.auto import Rule, fit_rules
 from gamut.plan.fitting import epochs_of, fit_theta, prepare
 from gamut.plan.holdout import Split, percent, standard, top_compute
-from gamut.plan.scaling import _parts, _predict, fit
+from gamut.plan.scaling import _predict, compare_laws, fit
 from gamut.plan.surface import Part
 from gamut.plan.tables import ScalingTable
 
@@ -95,9 +95,31 @@ def yardstick(table: ScalingTable, split: Split) -> dict[str, float]:
 
 def judge(table: ScalingTable, split: Split, rules: Sequence[Rule]) -> float:
     """Error of the chosen rules in percent on the rows that they have not seen."""
-    left, kept = table.take(~split.test), table.take(split.test)
-    ready = prepare(left)
-    return percent(_predict(ready, _parts(left, "auto", ready, 0, 0, rules), kept), kept.loss)
+    return compare_laws(table, ("auto",), rules=rules, splits=[split])[0]["auto"]
+
+
+def further(table: ScalingTable, rules: Sequence[Rule]) -> dict[str, list[dict[str, float]]]:
+    """Kind of split -> errors of each law: other ways to hold out, and fits to ten rows."""
+    rng, sizes = np.random.default_rng(0), table.sizes
+    some = sizes[np.unique(np.linspace(0, len(sizes) - 1, 5).round().astype(int))]
+    ratio, count = table.D / table.N, max(2, round(0.2 * len(table)))
+    found = [("one size", table, np.abs(np.log(table.N / size)) < 1e-3) for size in some]
+    found += [("top 40% of compute", table, top_compute(table, 0.4).test)]
+    found += [("most tokens", table, table.D >= np.sort(table.D)[-count])]
+    found += [("most tokens per parameter", table, ratio >= np.sort(ratio)[-count])]
+    found += [("a random fifth", table, rng.permutation(len(table)) < count) for _ in range(2)]
+    top = top_compute(table).test
+    for _ in range(3):
+        few = rng.choice(np.flatnonzero(~top), min(10, (~top).sum()), replace=False)
+        runs = table.take(np.r_[few, np.flatnonzero(top)])
+        found.append(("top 15%, fitted to ten rows", runs, np.arange(len(runs)) >= len(few)))
+    rows: dict[str, list[dict[str, float]]] = {}
+    for kind, runs, test in found:
+        split, left = Split(kind, test), runs.take(~test)
+        if len(left) >= 8 and len(left.sizes) > 1 and len(np.unique(left.D)) > 1:
+            errors = {**yardstick(runs, split), "auto": judge(runs, split, rules)}
+            rows.setdefault(kind, []).append({law: round(error, 4) for law, error in errors.items()})
+    return rows
 
 
 def deviations(table: ScalingTable, split: Split, rules: Sequence[Rule], draws: int) -> list[float]:
@@ -190,6 +212,13 @@ def work(draws: int) -> None:
         for split in standard(table):
             if draws and (key := f"deviations/{name}/{split.name}") not in recorded():
                 record(key, z=deviations(table, split, [rules[i] for i in picked], draws))
+    for name, table in tables.items():
+        if (key := f"further/{name}") not in recorded():
+            record(key, errors=further(table, [rules[i] for i in chosen(found, [name], MEMBERS)]))
+    shaped, picked = public.gemstones(shapes=True), [rules[i] for i in chosen(found, ["gemstones"], MEMBERS)]
+    for split in standard(shaped):
+        if (key := f"shapes/gemstones/{split.name}") not in recorded():
+            record(key, **compare_laws(shaped, rules=picked, splits=[split])[0])
     if "repeated" not in recorded():
         record("repeated", **repeated())
     print("rules on all eleven tables:")
@@ -245,6 +274,7 @@ def page() -> str:
         alone, wide, factor = np.array(list(coverage(level).values())).T
         lines.append(f"| {level:.0%} | {alone.mean():.0%} | {wide.mean():.0%} | {wide.min():.0%} | {wide.max():.0%} | "
                      f"{factor.min():.2f} to {factor.max():.2f} |")  # fmt: skip
+    lines += ["", *_further(rows)]
     if "repeated" in rows:
         lines += [
             "", "## Data that is read again", "",
@@ -257,6 +287,30 @@ def page() -> str:
         said = f"R_D = {constants['R_D']:.3g}, R_N = {constants['R_N']:.3g} (Muennighoff et al. print 15.4 and 5.3)."
         lines += ["", said, "The form cannot rise again, so it does not describe runs beyond 16 epochs, which overfit."]
     return "\n".join(lines) + "\n"
+
+
+def _further(rows: dict[str, dict]) -> list[str]:
+    """Other splits, every table once; and Gemstones with its shapes declared."""
+    laws = ("chinchilla", "kappa", "farseer", "median", "auto")
+    kinds: dict[str, list[np.ndarray]] = {}
+    for key, row in rows.items():
+        for kind, errors in row["errors"].items() if key.startswith("further/") else ():
+            logs = [[np.log(one[law] + 0.02) for law in laws] for one in errors]
+            kinds.setdefault(kind, []).append(np.mean(logs, axis=0))
+    lines = [
+        "## Other ways to hold out", "",
+        "Geometric means over the tables, percent; `auto` is chosen without the table.", "",
+        "| held out | " + " | ".join(laws) + " |", "|---|" + "--:|" * len(laws),
+    ]  # fmt: skip
+    for kind, values in kinds.items():
+        lines.append(f"| {kind} | " + " | ".join(f"{v:.2f}" for v in np.exp(np.mean(values, axis=0)) - 0.02) + " |")
+    shaped = {key.split("/")[2]: row for key, row in rows.items() if key.startswith("shapes/")}
+    if shaped:
+        laws = ("chinchilla", "kappa", "farseer", "auto")
+        lines += ["", "Gemstones with width and depth declared (plan/shapes.py):", ""]
+        lines += ["| held out | " + " | ".join(laws) + " |", "|---|" + "--:|" * len(laws)]
+        lines += [f"| {name} | " + " | ".join(f"{row[law]:.2f}" for law in laws) + " |" for name, row in shaped.items()]
+    return lines
 
 
 def show() -> None:

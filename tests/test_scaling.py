@@ -290,6 +290,77 @@ def test_constrained_farseer_on_chinchilla_compute():
     assert row["fit on"] == 204 and row["farseer"] <= 0.30 < row["kappa"]
 
 
+def grid_with_offsets(own: float, noise: float = 5e-4) -> tuple[ScalingTable, np.ndarray]:
+    """10 sizes of 8 token counts, each size off the law by its own share; and those shares, a row each."""
+    N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e8, 4e9, 10), np.geomspace(2e9, 3e11, 8), indexing="ij"))
+    rng = np.random.default_rng(0)
+    off = np.repeat(own * rng.standard_normal(10), 8)
+    loss = published("chinchilla", CHINCHILLA).predict(N, D) * np.exp(off + noise * rng.standard_normal(80))
+    return ScalingTable(N, D, loss, convention="total"), off
+
+
+def test_a_longer_run_of_a_size_repeats_what_its_shorter_ones_showed():
+    table, off = grid_with_offsets(0.02)
+    surface = fit(table, draws=0, check=False)
+    assert surface.residuals is not None and surface.residuals.own_share > 0.8
+    N, first = np.unique(table.N, return_index=True)
+    truth = published("chinchilla", CHINCHILLA).predict(N, 1e12) * np.exp(off[first])
+    alone = np.exp(surface._logs(N, 1e12, 1.0, False))
+    assert percent(surface.predict(N, 1e12), truth) < 0.5 * percent(alone, truth)
+    far = surface.predict(4e10, 1e12)  # no run is near: the law alone
+    assert np.isclose(far, np.exp(surface._logs(4e10, 1e12, 1.0, False)), rtol=1e-9)
+    assert any("runs of one size miss the law together" in note for note in surface.residuals.doubts())
+    back = Surface.from_json(surface.to_json())
+    assert np.array_equal(back.predict(N, 1e12), surface.predict(N, 1e12))
+
+
+def test_nothing_is_remembered_where_sizes_share_nothing():
+    table, _ = grid_with_offsets(0.0, noise=5e-3)
+    learned = fit(table, draws=0, check=False).residuals
+    assert learned is not None and learned.own_share < 0.3 and not learned.doubts()
+    assert fit(table, "kappa", draws=0, check=False).residuals is None
+
+
+def test_declared_shapes_are_told_from_size():
+    """A bowl of 0.006 s + 0.004 s^2 in s = ln(aspect / usual) is found and added back."""
+    table, _ = grid_with_offsets(0.0)
+    aspect = np.repeat(np.exp(np.random.default_rng(1).uniform(np.log(8), np.log(300), 10)), 8)
+    usual = float(np.median(aspect[::8]))
+
+    def bowl(aspect):
+        s = np.log(aspect / usual)
+        return 0.006 * s + 0.004 * s * s
+
+    table = ScalingTable(table.N, table.D, table.loss * np.exp(bowl(aspect)), aspect=aspect, convention="total")
+    surface = fit(table, draws=0, check=False)
+    assert abs(surface.shape.slope - 0.006) < 2e-3 and abs(surface.shape.bend - 0.004) < 1.5e-3
+    ratio = surface.predict(8e9, 2e11, aspect=250.0) / surface.predict(8e9, 2e11, aspect=30.0)
+    assert abs(np.log(ratio) - (bowl(250.0) - bowl(30.0))) < 4e-3
+    assert np.isclose(surface.predict(8e9, 2e11), surface.predict(8e9, 2e11, aspect=usual))
+    assert Surface.from_json(surface.to_json()).shape == surface.shape
+    with pytest.raises(ValueError, match="aspect is width / depth, finite and above 0"):
+        surface.predict(8e9, 2e11, aspect=0)
+
+
+def test_a_clean_table_of_another_law_is_followed():
+    """No prior of other tables keeps "auto" from a law without a floor that it sees at 0.1% noise."""
+    truth = published("kappa", {"E": 0.02, "A": 8.8e13**0.8, "B": 5.4e13, "alpha": 0.8, "beta": 1.0, "kappa": 0.095})
+    N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e8, 3e9, 6), np.geomspace(2e9, 1e11, 6)))
+    loss = truth.predict(N, D) * np.exp(1e-3 * np.random.default_rng(0).standard_normal(36))
+    surface = fit(ScalingTable(N, D, loss), draws=0, check=False)
+    assert percent(surface.predict([1e10, 3e10], [2e11, 6e11]), truth.predict([1e10, 3e10], [2e11, 6e11])) < 1
+
+
+@needs_tables
+def test_gemstones_by_the_routes_that_were_asked_for():
+    """At most 0.80% on compute from N and D alone, 0.60% on sizes with the shapes declared."""
+    table = public.gemstones()
+    assert compare_laws(table, ("auto",), splits=[top_compute(table)])[0]["auto"] <= 0.30
+    table = public.gemstones(shapes=True)
+    assert table.aspect is not None and table.aspect.max() == 320
+    assert compare_laws(table, ("auto",), splits=[largest_sizes(table)])[0]["auto"] <= 0.60
+
+
 @needs_tables
 def test_every_public_table_reads_and_splits_as_described():
     counts = {name: (len(make()), len(np.unique(make().N))) for name, make in public.REAL.items()}

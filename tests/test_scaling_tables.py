@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from gamut.plan import public, scaling_command
+from gamut.plan.fitting import doubts
+from gamut.plan.scaling import fit
 from gamut.plan.surface import CHINCHILLA, Surface, published
 from gamut.plan.tables import ScalingTable
 
@@ -66,6 +68,131 @@ def test_wrong_words_are_answered_with_the_right_ones(tmp_path):
         ScalingTable.read(tmp_path / "none.csv")
     with pytest.raises(ValueError, match="every column needs a value a row"):
         ScalingTable([1e8, 2e8], [1e9], [3.0, 2.9])
+
+
+def made(count: int = 40, noise: float = 3e-3, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    N = np.exp(rng.uniform(np.log(1e8), np.log(5e9), count))
+    D = N * np.exp(rng.uniform(np.log(5), np.log(200), count))
+    return N, D, published("chinchilla", CHINCHILLA).predict(N, D) * np.exp(noise * rng.standard_normal(count))
+
+
+def quick(N, D, loss, law: str = "kappa") -> Surface:
+    return fit(ScalingTable(N=N, D=D, loss=loss), law, draws=0, check=False)
+
+
+def test_lists_columns_and_single_precision_are_all_numbers():
+    N, D, loss = made()
+    want = quick(N, D, loss).predict(1e10, 2e11)
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"N": N, "D": D, "loss": loss}, index=range(7, 47))
+    ways = [
+        (N.tolist(), D.tolist(), loss.tolist()),
+        (frame.N, frame.D, frame.loss),
+        (N[:, None], D[:, None], loss[:, None]),
+    ]
+    for way in ways:
+        assert quick(*way).predict(1e10, 2e11) == want
+    single = quick(*(v.astype(np.float32) for v in (N, D, loss)))
+    assert np.isclose(single.predict(1e10, 2e11), want, rtol=1e-5)
+    assert single.predict(frame.N, frame.D).shape == (40,) and single.predict(1e9, D[:4].reshape(2, 2)).shape == (2, 2)
+    given = loss.copy()
+    table = ScalingTable(N, D, loss)
+    loss[0] = 9.0  # a caller's array stays the caller's
+    assert table.loss[0] == given[0] and loss.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"N": None}, r"column N .* got None; N, D and loss are all needed"),
+        ({"N": ["1B"] * 40}, "column N of a ScalingTable must hold one number per run"),
+        ({"D": made()[1] + 0j}, "complex128 values"),
+        ({"loss": np.ones((20, 2))}, r"got an array of shape \(20, 2\)"),
+        ({"N": made()[0] / 1e9}, "N of table is at most 4.9.*multiply by 1e6 or 1e9"),
+        ({"D": made()[1] / 1e6}, "tokens per parameter; allowed: 0.0001 to 1e.07; are N and D in one unit"),
+        ({"N": [], "D": [], "loss": []}, "table has no rows"),
+        ({"aspect": np.zeros(40)}, "aspect = 0 in row 1"),
+    ],
+)
+def test_wrong_columns_say_what_is_allowed(change, match):
+    N, D, loss = made()
+    with pytest.raises(ValueError, match=match):
+        ScalingTable(**{"N": N, "D": D, "loss": loss, **change})
+
+
+def test_wrong_calls_say_what_is_allowed():
+    N, D, loss = made()
+    table = ScalingTable(N, D, loss)
+    for given, options, match in (
+        ({"N": N}, {}, r"fit takes a ScalingTable\(N=..., D=..., loss=...\), got dict"),
+        (table, {"seed": -1}, "seed must be a whole number at or above 0, got -1"),
+        (table, {"draws": 2.5}, "draws must be a whole number"),
+        (ScalingTable(N, D, np.full(40, 2.0)), {}, "every loss of table is 2: nothing to fit"),
+        (table.take(slice(3)), {}, "table has 3 rows.*needs 5 rows"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            fit(given, **options)
+    surface = quick(N, D, loss)
+    for args, match in (
+        ((7, 2e11), "N = 7, but the table's N begin at .*for 7 billion write 7e9"),
+        ((N[:3], D[:2]), r"one shape, or one of them be a single number; got N \(3,\), D \(2,\)"),
+        (("seven", 1e9), "N must be a number or an array of numbers, got 'seven'"),
+        ((np.nan, 1e9), "N must be finite and above 0"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            surface.predict(*args)
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (lambda N, D, y: (D, N, y), "are the columns N and D swapped"),
+        (lambda N, D, y: (N, D, 1 / y), "does not fall with compute"),
+        (lambda N, D, y: (N / 1e6, D / 1e6, y), "if these are millions"),
+        (lambda N, D, y: (N, D, 1000 * y), "a perplexity is fitted better as its log"),
+        (lambda N, D, y: (N, 0 * D + 1e10, y), "same token count, so the effect of D is taken from other tables"),
+    ],
+)
+def test_odd_tables_are_doubted(change, match):
+    assert any(match in note for note in doubts(ScalingTable(*change(*made()))))
+
+
+def test_losses_of_any_size_are_fitted_alike():
+    N, D, loss = made()
+    want = quick(N, D, loss, "auto").predict(1e10, 2e11)
+    for factor in (1e-4, 1e3):
+        assert np.isclose(quick(N, D, factor * loss, "auto").predict(1e10, 2e11), factor * want, rtol=1e-3)
+
+
+def test_equal_token_counts_are_no_end():
+    """The effect of D comes from other tables' priors then; sizes still count."""
+    N, _, _ = made(20)
+    D = np.full(20, 2e10)
+    loss = published("chinchilla", CHINCHILLA).predict(N, D)
+    surface = quick(N, D, loss, "auto")
+    assert np.abs(surface.predict(N, D) / loss - 1).max() < 0.01
+    assert surface.predict(1e9, 4e11) < surface.predict(1e9, 2e10) < surface.predict(1e8, 2e10)
+
+
+def test_a_hundred_thousand_rows_take_seconds_and_their_order_does_not_matter():
+    N, D, loss = made(100_000)
+    order = np.random.default_rng(1).permutation(len(N))
+    surface = quick(N, D, loss, "kappa")
+    assert surface.seen.rows == 100_000
+    assert np.isclose(surface.predict(1e10, 2e11), published("chinchilla", CHINCHILLA).predict(1e10, 2e11), rtol=5e-3)
+    assert quick(N[order], D[order], loss[order]).predict(1e10, 2e11) == surface.predict(1e10, 2e11)
+    assert surface.predict(N, D).shape == (100_000,)
+
+
+def test_every_topic_of_plan_has_a_main_and_a_page():
+    import importlib
+
+    from gamut.plan.topics import TOPICS, overview
+
+    for name, topic in TOPICS.items():
+        assert callable(importlib.import_module(topic.module).main) and topic.example.startswith(f"gamut plan {name} ")
+        assert topic.example in overview()
 
 
 def test_public_tables_say_where_they_are_looked_for(monkeypatch):

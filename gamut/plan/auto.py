@@ -3,7 +3,7 @@
 Three things beat the laws as published, measured by leaving every table out in turn (benchmarks/scaling.py):
 a Gaussian prior on the five numbers that few runs cannot pin down (exponents, kappa, floor); weights (C / C_max)^p,
 for it is the frontier that is extrapolated; and absolute rather than squared residuals. Several such fits are
-averaged in ln L.
+averaged in ln L. plan/residuals.py then adds what runs of one size share.
 """
 
 from collections.abc import Sequence
@@ -87,12 +87,24 @@ def fit_rules(
 
 @dataclass(frozen=True)
 class Gate:
-    """When Farseer replaces the average: a table this dense, where it errs less than ``ratio`` times as much."""
+    """When laws without priors replace the average, or take a share.
+
+    Args:
+        sizes, rows, ratio: Farseer, on tables this dense where it errs less than ``ratio`` times as much; most: rows
+            that it is tried on.
+        plain, soft: kappa has half the weight where it errs ``plain`` times as much inside the table, in the mean of
+            logs over ``inner`` shares of compute and the largest sizes kept back; ``soft`` in ln of that ratio. few:
+            rows that it is tried on.
+    """
 
     sizes: int = 12
     rows: int = 60
     ratio: float = 0.5
-    most: int = 400  # rows it is tried on
+    most: int = 400
+    plain: float = 0.55
+    soft: float = 0.15
+    inner: tuple[float, ...] = (0.15, 0.3, 0.45)
+    few: int = 150
 
 
 GATE = Gate()

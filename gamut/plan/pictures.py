@@ -28,9 +28,11 @@ class Axis:
     def ticks(self) -> list[tuple[float, str]]:
         if not self.log:
             return [(v, f"{v:g}") for v in ticks(self.low, self.high, tick_step(self.high - self.low, 5))]
-        powers = range(math.ceil(self.low), math.floor(self.high) + 1)
-        step = max(1, len(powers) // 6)
-        return [(10.0**p, f"1e{p}") for p in list(powers)[::step]] or [
+        powers = range(math.floor(self.low), math.ceil(self.high) + 1)
+        step = max(1, int(self.high - self.low) // 6)
+        between = (1, 2, 5) if self.high - self.low < 2.5 else (1,)
+        found = [(m * 10.0**p, f"{m}e{p}") for p in powers if p % step == 0 for m in between]
+        return [(v, name) for v, name in found if self.low <= math.log10(v) <= self.high] or [
             (10**v, f"{10**v:.2g}") for v in (self.low, self.high)
         ]
 
@@ -51,6 +53,7 @@ class Dots:
 
     Args:
         series: name -> (x, y) arrays. lines: names drawn as lines. x, y: axis titles. log: which axes are logarithmic.
+        band: two lines, low and high, between which it is tinted; one key stands for both. marked: names drawn large.
     """
 
     def __init__(
@@ -62,17 +65,12 @@ class Dots:
         y: str,
         log: str = "x",
         lines: Sequence[str] = (),
+        band: Sequence[str] = (),
+        marked: Sequence[str] = (),
         height: int = 280,
     ):
-        self.title, self.series, self.x, self.y, self.log, self.lines, self.height = (
-            title,
-            series,
-            x,
-            y,
-            log,
-            lines,
-            height,
-        )
+        self.title, self.series, self.x, self.y, self.log, self.lines = title, series, x, y, log, lines
+        self.band, self.marked, self.height = tuple(band), marked, height
 
     def html(self) -> Raw:
         kept = {name: [np.asarray(v, float) for v in points] for name, points in self.series.items() if len(points[0])}
@@ -81,25 +79,28 @@ class Dots:
         up = Axis(finite[np.isfinite(finite)], self.height - BOTTOM, 20, log="y" in self.log)
         parts, keys = _frame(across, up, self.height, self.x, self.y), []
         alone = [name for name in kept if name.removeprefix("fit ") == name or name.removeprefix("fit ") not in kept]
+        spots = {name: [(across(a), up(b)) for a, b in zip(xs, ys, strict=True) if math.isfinite(b)]
+                 for name, (xs, ys) in kept.items()}  # fmt: skip
+        if len(self.band) == 2 and all(name in spots for name in self.band):
+            alone = [name for name in alone if name not in self.band]
+            edge = "L".join(f"{a:.1f} {b:.1f}" for a, b in [*spots[self.band[0]], *spots[self.band[1]][::-1]])
+            parts.insert(0, tag("path", d=f"M{edge}Z", fill="var(--s1)", fill_opacity=0.13))
         for name, (xs, ys) in kept.items():
+            if name in self.band:
+                continue
             own = name if name in alone else name.removeprefix("fit ")  # a fit has the colour of its dots, and no key
             colour = f"var(--s{alone.index(own) % 8})"
-            spots = [(across(a), up(b)) for a, b in zip(xs, ys, strict=True) if math.isfinite(b)]
             if name in self.lines:
-                parts.append(
-                    tag(
-                        "path",
-                        d="M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in spots),
-                        class_="curve",
-                        style=f"stroke: {colour}",
-                    )
-                )
+                path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in spots[name])
+                parts.append(tag("path", d=path, class_="curve", style=f"stroke: {colour}"))
             else:
-                look = {"r": 2.6, "fill": colour, "fill_opacity": 0.75}
+                look = {"r": 6 if name in self.marked else 2.6, "fill": colour, "fill_opacity": 0.75}
                 parts += [tag("circle", tag("title", f"{name}: {x:.4g}, {y:.4g}"), cx=f"{a:.1f}", cy=f"{b:.1f}", **look)
-                          for (a, b), x, y in zip(spots, xs, ys, strict=False)]  # fmt: skip
+                          for (a, b), x, y in zip(spots[name], xs, ys, strict=False)]  # fmt: skip
             if name == own:
                 keys.append(tag("span", tag("i", style=f"background: {colour}"), name))
+        if self.band:
+            keys.append(tag("span", tag("i", style="background: var(--s1); opacity: 0.3"), self.band[0].split(",")[0]))
         drawing = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {self.height}", role="img")
         return tag(
             "figure", tag("figcaption", self.title), drawing, tag("div", *keys, class_="key") if len(keys) > 1 else None

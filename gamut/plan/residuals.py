@@ -14,6 +14,7 @@ import numpy as np
 
 SAME = 1e-3  # sizes this close in ln N are one
 REACH = 0.7  # in ln N and ln D, of the correction near by
+BEYOND = 0.2  # in ln N, of the same past the table's least and largest size: it interpolates, the law extrapolates
 DOUBT = 0.3  # in rows: what stands against the rows near by
 OUTLIER = 5.0  # noise deviations beyond which a residual counts no more
 ROWS = 2048  # predicted at once
@@ -48,6 +49,17 @@ class Residuals:
         own_share = _share(_mean(earlier, kept), kept, noise, 1 / same.sum(1))
         return cls(x, y, cut, own, near_share, own_share)
 
+    def doubts(self) -> tuple[str, ...]:
+        """A note where sizes differ in more than N and D."""
+        sizes = np.unique(np.round(self.log_N, 3), return_inverse=True)[1]
+        spread = float(np.std(np.bincount(sizes, self.own) / np.bincount(sizes)))
+        if self.own_share < 0.5 or spread < 3e-3 or sizes.max() < 2:
+            return ()
+        return (
+            f"runs of one size miss the law together, by {100 * spread:.1f}% (standard deviation between sizes): "
+            "shape, learning rate or recipe differ, and a size that is not in the table may miss it as much",
+        )
+
     def at(self, N: np.ndarray, D: np.ndarray) -> np.ndarray:
         """What to add to the law's ln loss at (Q,) places."""
         x, y = np.log(N), np.log(D)
@@ -56,7 +68,9 @@ class Residuals:
         )
 
     def _some(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        near = _smoothed(_closeness(x, y, self.log_N, self.log_D), self.near)
+        past = np.maximum(x - self.log_N.max(), self.log_N.min() - x)
+        inside = np.exp(-((np.maximum(past, 0) / BEYOND) ** 2) / 2)
+        near = inside * _smoothed(_closeness(x, y, self.log_N, self.log_D), self.near)
         own = _mean(np.abs(x[:, None] - self.log_N) < SAME, self.own)
         return self.near_share * near + self.own_share * own
 

@@ -30,7 +30,7 @@ from gamut.plan.fitting import (
     thinned,
     warn,
 )  # fmt: skip
-from gamut.plan.holdout import holdouts, rolling, standard, usable
+from gamut.plan.holdout import holdouts, largest_sizes, rolling, standard, top_compute, usable
 from gamut.plan.laws import LAWS, Runs
 from gamut.plan.residuals import Residuals
 from gamut.plan.shapes import Shape
@@ -72,6 +72,8 @@ def fit(
     ready = prepare(plain)
     parts = _parts(plain, law, ready, draws, seed, rules)
     learned = _learned(plain, law, ready, parts)
+    if check and learned is not None:
+        notes += learned.doubts()
     name = parts[0].law if law == "farseer-piecewise" else law
     noise = 1.4826 * float(np.median(np.abs(_logs(ready, parts, plain) - ready.log_loss)))
     if check:
@@ -132,7 +134,30 @@ def _parts(
         return (Part("repeated", *fit_theta(table, "repeated", ready, draws, seed)),)
     if _farseer_wins(table, rules):
         return (Part("farseer", *fit_theta(table, "farseer", ready, draws, seed)),)
-    return fit_rules(table, rules, ready, draws, seed)
+    parts = fit_rules(table, rules, ready, draws, seed)
+    if (share := _kappa_share(table, rules)) < 0.01:
+        return parts
+    plain = Part("kappa", *fit_theta(table, "kappa", ready, draws, seed), share * len(parts))
+    return (*(replace(part, weight=1 - share) for part in parts), plain)
+
+
+def _kappa_share(table: ScalingTable, rules: Sequence[Rule]) -> float:
+    """How far kappa without priors takes over: by half where it errs GATE.plain times as much inside the table.
+
+    Real tables hardly ever say so; tables cleaner than those, or unlike them, do.
+    """
+    few = thinned(table, GATE.few)
+    if not varied(few):
+        return 0.0
+
+    def predictors(left: ScalingTable) -> dict[str, Any]:
+        ready = prepare(left)
+        return {"ours": partial(_predict, ready, fit_rules(left, rules, ready)),
+                "kappa": partial(_predict, ready, [Part("kappa", ready.kappa, NONE)])}  # fmt: skip
+
+    splits = [*(top_compute(few, share) for share in GATE.inner), largest_sizes(few)]
+    lead = [np.log((row["kappa"] + 0.03) / (row["ours"] + 0.03)) for row in holdouts(few, predictors, splits)]
+    return float(1 / (1 + np.exp((np.mean(lead) - np.log(GATE.plain)) / GATE.soft))) if lead else 0.0
 
 
 def _farseer_wins(table: ScalingTable, rules: Sequence[Rule]) -> bool:

@@ -25,6 +25,8 @@ def main(
     flops: str = "",
     loss: str = "",
     unique: str = "",
+    width: str = "",
+    depth: str = "",
     convention: str = "unstated",
     unit: str = "nats/token",
     dn_range: tuple[float, float] = DN_RANGE,
@@ -32,38 +34,55 @@ def main(
     out: Path = Path("scaling.html"),
     json: Path | None = None,
 ) -> None:
-    """Fit scaling laws to a table of runs; predict the next run with an error bar; write a one-page report.
+    """How good will the next run be? Scaling laws, fitted to a table of finished runs, predict it with an error bar.
+
+    The table has a row per run: parameters N, training tokens D, final loss. Columns of usual names are found. The
+    answer is printed, and written as a page with the fit, hold-outs of every law and the runs to add next.
 
     Args:
-        table: CSV or Parquet, a row per run.
+        table: CSV or Parquet file, a row per run.
         against: a second table with the same columns: a map of which recipe wins where, in place of a prediction.
-        target_flops: training compute to plan for, C = 6 N D.
-        target_n: parameters to predict for; with target_d or target_flops.
-        target_d: tokens to predict for.
-        law: auto, chinchilla, kappa, farseer, farseer-piecewise or repeated.
-        n: column of parameters, if its name is not an obvious one.
-        d: column of tokens.
-        flops: column of training FLOPs, in place of tokens: D = C / 6N.
-        loss: column of losses.
+        target_flops: training compute to plan for, 6 N D.
+        target_n: parameters to predict for; with --target-d or --target-flops.
+        target_d: tokens to predict for; with --target-n.
+        law: auto (the best predictor), or one law: chinchilla, kappa, farseer, farseer-piecewise, repeated (for runs
+            that repeat data; give --unique).
+        n: column of parameters, where it is not found.
+        d: column of tokens, where it is not found.
+        flops: column of training FLOPs, in place of tokens: D = FLOPs / 6N.
+        loss: column of losses, where it is not found.
         unique: column of different tokens, for runs that repeat data.
-        convention: non-embedding, total, no input embedding, matmul or unstated.
-        unit: nats/token, bits/token, bits/character or bits/byte.
-        dn_range: tokens per parameter between which the best point is sought.
-        out: where the report goes.
-        json: where the surface goes, with every digit.
+        width: column of model widths; with --depth: fits then allow for shapes.
+        depth: column of layers; with --width.
+        convention: how N was counted: non-embedding, total, no input embedding, matmul or unstated.
+        unit: of the loss: nats/token, bits/token, bits/character or bits/byte.
+        dn_range: least and most tokens per parameter among which the best size is sought.
+        seed: of the bootstrap behind the interval.
+        out: where the page goes.
+        json: where the fitted surface goes, with every digit.
     """
-    from gamut.plan.scaling_page import summary, target, write
-
-    roles = {"N": n, "D": d, "flops": flops, "loss": loss, "unique": unique}
-    columns: dict[str, Any] = {role: name for role, name in roles.items() if name}
-    runs = ScalingTable.read(table, convention=convention, unit=unit, **columns)
+    told: dict[str, Any] = {"N": n, "D": d, "flops": flops, "loss": loss, "unique": unique, "width": width}
+    told = {role: name for role, name in (told | {"depth": depth}).items() if name}
+    told |= {"convention": convention, "unit": unit}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notes are printed and stand on the page
-        surface = fit(runs, law, seed=seed)
-        if against is not None:
-            others = ScalingTable.read(against, convention=convention, unit=unit, **columns)
-            return _against((runs, others), (surface, fit(others, law, seed=seed)), out, dn_range)
-        aim = target(surface, target_flops, target_n, target_d, dn_range)
+        if against is None:
+            _answer(table, told, (target_flops, target_n, target_d), law, dn_range, seed, out, json)
+        else:
+            tables = ScalingTable.read(table, **told), ScalingTable.read(against, **told)
+            _against(tables, (fit(tables[0], law, seed=seed), fit(tables[1], law, seed=seed)), out, dn_range)
+
+
+def _answer(
+    table: Path, told: dict[str, Any], wanted: tuple[float | None, ...], law: str, dn_range: tuple[float, float],
+    seed: int, out: Path, json: Path | None,
+) -> None:  # fmt: skip
+    from gamut.plan.scaling_page import asked, summary, target, write
+
+    asked(*wanted)  # before the seconds of a fit
+    runs = ScalingTable.read(table, **told)
+    surface = fit(runs, law, seed=seed)
+    aim = target(surface, *wanted, dn_range)
     print("\n".join(summary(runs, surface, aim)))
     if json:
         print(surface.save(json))
