@@ -16,7 +16,7 @@ import numpy as np
 from gamut.plan.pipeline import Chain, Problem, simulate
 from gamut.plan.pipeline_fused import fillers, greedy, least_memory, lower_bound, serial
 
-SLICE = 1.0  # seconds of one call of a kernel: how often the search looks at the clock
+SLICE = 0.4  # seconds of one call of a kernel: how often the search looks at the clock
 ROOM = (2.0, 3.0, 1.5)  # memory allowed while the goal is not met, in peaks of the serial schedule
 FIRST, FASTEST = 2000, 400_000  # steps a second before the speed of a kernel is known, and at most
 
@@ -205,7 +205,7 @@ class Search:
 
     def _heat(self) -> float:
         """How hot annealing begins, in longest ops. Cool for most: within little memory heat loses what it has."""
-        return 10 ** self.draw.uniform(-2.0, -0.7)
+        return 10 ** self.draw.uniform(-2.3, -0.9)
 
     def _tune(self, side: Any, cap: float, hot: float, slices: int, *, fresh: bool = False) -> float:
         """Anneal the rules that a side keeps, or new ones, towards the goal; the makespan reached, which is offered."""
