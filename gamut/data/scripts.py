@@ -218,10 +218,10 @@ def memory(world: World, rng: random.Random) -> Dialogue:
 SCRIPTS = (
     *(Script(task.name, task.weight, _arithmetic(task, 0.0 if task == TASKS[0] else 0.5, 0.15 * (task != TASKS[0])))
       for task in TASKS if not task.tool),
-    Script("read", 0.12, read_aloud), Script("written", 0.08, written), Script("count on", 0.04, count_on),
-    Script("who", 0.1, who_speaks), Script("calculator", 0.08, only("calculator")),
-    Script("audio search", 0.2, only("audio search")), Script("order", 0.3, only("order")),
-    Script("choice", 0.2, choose_tool), Script("memory", 0.2, memory),
+    Script("read", 0.1, read_aloud), Script("written", 0.16, written), Script("count on", 0.04, count_on),
+    Script("who", 0.1, who_speaks), Script("calculator", 0.08, only("calculator")), Script("date", 0.1, only("date")),
+    Script("audio search", 0.3, only("audio search")), Script("order", 0.3, only("order")),
+    Script("choice", 0.3, choose_tool), Script("memory", 0.2, memory),
 )  # fmt: skip
 
 
