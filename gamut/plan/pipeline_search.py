@@ -196,7 +196,8 @@ class Search:
             side = self.rules[0] if failures % 12 < 10 else self.rules[-1]
         else:
             side, side.kept = self.good
-        reached, hot, slices = math.inf, self._heat(), 1 + min(failures // 12, 3)
+        reached, slices = math.inf, (3 if fresh else 1) + min(failures // 12, 3)
+        hot = 10 ** self.draw.uniform(-1.7, -1.0) if fresh else self._heat()
         for again in range(4):
             shorter = self._tune(side, cap, hot, slices, fresh=fresh and not again)
             if self.best is not before or shorter >= reached:
