@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from statistics import median
 
-WIDTH, ROW, LEFT, RIGHT, TOP = 960, 30, 420, 930, 46
+WIDTH, ROW, RIGHT, TOP = 960, 30, 930, 46
 STYLE = (
     "text{font:15px system-ui,sans-serif;fill:#1f2933}.small{font-size:13px;fill:#52606d}.grid{stroke:#e4e7eb}"
     ".row{stroke:#cbd2d9}.dot{fill:#2563eb;fill-opacity:.55;stroke:#1d4ed8}.open{fill:#fff;stroke:#1d4ed8}"
@@ -31,11 +31,13 @@ def strips(
     values = [v for some in drawn.values() for v, _ in some] + list(ticks)
     low, high = math.log(min(values)) - 0.03, math.log(max(values)) + 0.03
 
+    left = 32 + 8 * max(map(len, drawn))  # no letter is wider
+
     def at(value: float) -> float:
-        return LEFT + (math.log(value) - low) / (high - low) * (RIGHT - LEFT)
+        return left + (math.log(value) - low) / (high - low) * (RIGHT - left)
 
     foot = TOP + ROW * len(drawn)
-    parts = [f'<text x="{LEFT}" y="22">{escape(x)}</text>']
+    parts = [f'<text x="{left}" y="22">{escape(x)}</text>']
     parts += (
         [f'<text class="small" x="{RIGHT}" y="{foot + 42}" text-anchor="end">{escape(note)}</text>'] if note else []
     )
@@ -48,8 +50,8 @@ def strips(
         parts.append(f'<text class="small" x="{spot}" y="{foot + 18}" text-anchor="middle">{tick:g}</text>')
     for i, (name, some) in enumerate(drawn.items()):
         y = TOP + ROW * i + ROW / 2
-        parts.append(f'<text x="{LEFT - 12}" y="{y + 5:.1f}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<path class="row" d="M{LEFT} {y:.1f}H{RIGHT}"/>')
+        parts.append(f'<text x="{left - 12}" y="{y + 5:.1f}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<path class="row" d="M{left} {y:.1f}H{RIGHT}"/>')
         parts += [f'<circle class="{"open" if hollow else "dot"}" cx="{at(v):.1f}" cy="{y:.1f}" r="5"/>'
                   for v, hollow in some]  # fmt: skip
         kept = [v for v, hollow in some if not hollow]
