@@ -138,6 +138,7 @@ def run(args: Sequence[str]) -> None:
 def _usage() -> None:
     console().print(
         "usage: gamut run RECIPE [--size tiny|small|paper] [--FIELD VALUE ...] [--name N] [--out runs] [--plan]\n"
+        "       gamut run step_audio_2 --data FOLDER ...   # fine-tunes it on your own conversations\n"
         "       gamut run --resume runs/NAME\n\nThe fields of a recipe: gamut run RECIPE --help",
         markup=False,
     )

@@ -175,10 +175,14 @@ class Own:
         for call in message.get("tool_calls") or ():
             function = call.get("function", call)
             said.append(chat.write_tool_call(function["name"], function["arguments"]))
-        for i in range(len(said) - 1, 0, -1):
-            if isinstance(said[i], str) and isinstance(said[i - 1], str):
-                said[i - 1 : i + 1] = [said[i - 1] + said[i]]
-        return said
+        joined: list[str | list[int]] = []
+        for part in said:
+            before = joined[-1] if joined else None
+            if isinstance(part, str) and isinstance(before, str):
+                joined[-1] = before + part
+            else:
+                joined.append(part)
+        return joined
 
     def _woven(self, text: str, audio_ids: Sequence[int]) -> list[int]:
         return build_ta4(self.words.encode(text), audio_ids, Marks.of(self.words, self.codes))

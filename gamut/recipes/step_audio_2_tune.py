@@ -1,4 +1,4 @@
-"""Step-Audio 2 fine-tuned (arXiv 2507.16632 §4.4): the tiny model, your own or the released one, on your own data.
+"""Step-Audio 2 fine-tuned (arXiv 2507.16632 §4.4): on your own conversations, by adapters or whole.
 
     gamut run step_audio_2 --data FOLDER                                 # the shipped tiny model, by adapters
     gamut run step_audio_2 --data FOLDER --init DIR --size small         # DIR: Step-Audio-2-mini; one GPU
