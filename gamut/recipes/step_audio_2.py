@@ -58,7 +58,7 @@ class Config:
     hear_steps: int = 3600  # ours; updates of the encoder, where the paper takes a trained one
     align_steps: int = 100  # paper 12000 (§4.1); updates of the adaptor alone
     main_steps: int = 2000  # not found in the paper (800B tokens); ours
-    sft_steps: int = 4000  # not found in the paper (4B tokens, one epoch); ours
+    sft_steps: int = 5700  # not found in the paper (4B tokens, one epoch); ours
     batch: int = 16  # ours; conversations per update
     lr: float = 1e-3  # paper 2e-5 (§4.3); peak of the main stage, the others in proportion
     init: str = ""  # ours; folder of a model to start from, whose sizes then count; stages of 0 steps are left out
