@@ -3,6 +3,7 @@
     python -m benchmarks.pipeline --minutes 10                 # every instance, ten minutes of CPU time on each worker
     python -m benchmarks.pipeline --minutes 10 --instances 9   # another seed; the best of all searches is kept
     python -m benchmarks.pipeline --instances 1 --room 15.75   # straight for a schedule within this memory
+    python -m benchmarks.pipeline --instances 4 --room 18.5 --steps 40000 --seed 0      # the same on every machine
     python -m benchmarks.pipeline --table                      # prints what is known, searches nothing
 
 results/fused_schedules.json keeps the best schedules, for time and for memory at that time, each with the command, the
@@ -52,6 +53,8 @@ class Options:
     instances: str = "0,1,2,3,4,5,6,7,8,9,10,11"  # as numbered in the released search
     workers: int = 1  # searches side by side, each with its own seed
     room: float = 0.0  # look only within this memory of a node, no less than serial's; 0: shorten first, then lower
+    steps: int = 0  # with --room: tries of so many steps from seed, seed + 1, ... instead of turns by the clock
+    hot: float = 0.05  # heat that tries begin with, in longest ops
     seed: int = -1  # -1: as many as searches of the instance were recorded
     table: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # only print the table
 
@@ -70,7 +73,7 @@ def searches(index: int) -> int:
     return sum(json.loads(line)["instance"] == index for line in SEARCHES.read_text().splitlines())
 
 
-def _one(index: int, seconds: float, seed: int, room: float, loud: bool) -> dict:
+def _one(index: int, options: Options, seed: int, loud: bool) -> dict:
     """One worker's search, as plain data."""
     from gamut.plan.pipeline_search import Found, Search
 
@@ -82,8 +85,12 @@ def _one(index: int, seconds: float, seed: int, room: float, loud: bool) -> dict
             print(f"  {found.seconds:7.1f} s   {cost}   {found.by}", flush=True)
 
     one = INSTANCES[index]
-    search = Search(one.problem, seed=seed, better=better, room=room or math.inf)
-    best = search.run(seconds, memory_goal=one.least_memory)
+    search, until = Search(one.problem, seed=seed, better=better, room=options.room or math.inf), 60 * options.minutes
+    while options.steps and search.clock() - search.began < until:
+        if search.repeat(options.room or math.inf, seed, options.steps, options.hot):
+            break
+        seed += 1
+    best = search.best if options.steps else search.run(until, memory_goal=one.least_memory)
     spent = search.clock() - search.began
     kept = {"seed": seed, "cpu_seconds": round(spent, 1), "wall_seconds": round(time.perf_counter() - began, 1)}
     first = search.shortest
@@ -109,7 +116,7 @@ def improve(index: int, options: Options) -> None:
     entry, one = known().get(index, {}), INSTANCES[index]
     first = searches(index) if options.seed < 0 else options.seed
     seeds = [first + 1000 * worker for worker in range(options.workers)]
-    jobs = [(index, 60 * options.minutes, seed, options.room, seed == first) for seed in seeds]
+    jobs = [(index, options, seed, seed == first) for seed in seeds]
     print(f"instance {index}: {one.name}, bound {one.bound}, published {PUBLISHED[index]}", flush=True)
     if options.workers == 1:
         results = [_one(*jobs[0])]

@@ -178,6 +178,17 @@ class Search:
         if turn == 5:
             self.anneal(self.best.peak_memory, 0.7)
 
+    def repeat(self, cap: float, seed: int, steps: int, hot: float) -> bool:
+        """One try that is the same on every machine: new rules within memory ``cap``, annealed for so many steps from
+        ``hot`` longest ops. Whether the goal was met."""
+        from gamut.plan.pipeline_rules import Rules
+
+        def run(name: str, kernel: Callable, args: Callable) -> float:
+            return kernel(*args(steps, seed))
+
+        side = Rules(self.problem, np.random.default_rng(seed), run, backwards=len(self.rules) > 1)
+        return self._tune(side, cap, hot, 1, fresh=True) <= self.goal
+
     def _lower(self, least: float, failures: int) -> None:
         """Try for the goal within less memory. How far below the best a turn aims (1: just below, 0: at ``least``) is
         lowered by success and raised by failure, for new rules and for kept ones."""
