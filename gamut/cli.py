@@ -234,15 +234,16 @@ def evaluate(folder: Path, /) -> None:
 
 
 def chat(
-    question: Path, /, *, model: Path | None = None, system: str = "", text: str = "", out: Path = Path("answer.wav"),
-    voice: Path | None = None, thinks: bool = False, transcript: bool = True,
+    question: Path | None = None, /, *, model: Path | None = None, system: str = "", text: str = "",
+    out: Path = Path("answer.wav"), voice: Path | None = None, thinks: bool = False, transcript: bool = True,
 ) -> None:
     """Ask a speech model: a recording in, its answer in text and as a sound file.
 
     Both come while they are made.
 
     Args:
-        question: a sound file, one that is still being recorded, or a folder of them: the turns of a conversation.
+        question: a sound file, one that is still being recorded, or a folder of them: the turns of a conversation; or
+            none, where --text alone asks.
         model: a run folder or a checkpoint; the shipped tiny weights if left out.
         system: what the model is told to do with what it hears.
         text: what is said in writing, beside the sound.

@@ -294,3 +294,11 @@ def test_a_speaker_keeps_its_voices_and_menu(speaker, tmp_path):
     assert again.tools.schemas == four_tools(voices, menu).schemas
     [kept] = library(tmp_path / "m" / "voices")
     assert (kept.description, kept.text, len(kept.read()[0])) == ("a high voice", "12", 4000)
+
+
+def test_a_question_in_writing_needs_no_recording(speaker, tmp_path, capsys):
+    [figures] = chat(speaker, text="What time is it?", out=tmp_path / "a.wav", sampling=SHORT)
+    shown = capsys.readouterr().out
+    assert shown.startswith("question: What time is it?\n") and "heard: " not in shown and figures.line in shown
+    with pytest.raises(ValueError, match="nothing is asked: give a recording, or a question in writing with --text"):
+        chat(speaker, out=tmp_path / "a.wav")

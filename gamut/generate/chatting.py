@@ -168,7 +168,7 @@ def questions(path: str | Path) -> list[Path]:
 
 
 def chat(
-    speaker: Speaker, source: str | Path, *, system: str = "", text: str = "", out: str | Path = "answer.wav",
+    speaker: Speaker, source: str | Path | None = None, *, system: str = "", text: str = "", out: str | Path = "answer.wav",
     thinks: bool = False, transcript: bool = True, patience: float = 1.0, sampling: Sampling | None = None,
 ) -> list[Figures]:
     """Ask about a recording, several in a folder one after another, or one that is still being recorded; print
@@ -176,14 +176,16 @@ def chat(
     keeps what it held if the first question cannot be answered.
 
     Args:
-        text: said in writing beside the sound. thinks: ask for thoughts. transcript: print what was heard, too.
+        source: None where only ``text`` asks. text: said in writing beside the sound. thinks: ask for thoughts. transcript: print what was heard, too.
         patience: seconds without growth after which a growing file counts as complete.
         sampling: None takes what suits the model's size.
     Raises:
-        ValueError: a request that this model was not taught; ``out`` is a question, or cannot be written; what
+        ValueError: nothing is asked; a request that this model was not taught; ``out`` is a question, or cannot be written; what
             ``read_audio`` says of a file.
     """
-    how, files, codec = speaker.how(system), questions(source), speaker.codec
+    if source is None and not text:
+        raise ValueError("nothing is asked: give a recording, or a question in writing with --text, or both")
+    how, files, codec = speaker.how(system), [] if source is None else questions(source), speaker.codec
     if speaker.small:
         torch.set_num_threads(1)
     if codec and Path(out).resolve() in [file.resolve() for file in files]:
@@ -196,6 +198,10 @@ def chat(
         print(f"request: {how.system}")
     figures = []
     with WavWriter(out, codec.rate) if codec else nullcontext() as sound:
+        if source is None:
+            print(f"question: {text}", flush=True)
+            figures.append(say(talk.ask(text=text), sound))
+            print(figures[-1].line)
         for file in files:
             growing = partial(print, f"'{file}' grows; the answer comes once it has not for {patience:g} s", flush=True)
             wav, rate = read_audio(settled(file, patience, grows=growing))
