@@ -168,20 +168,22 @@ def questions(path: str | Path) -> list[Path]:
 
 
 def chat(
-    speaker: Speaker, source: str | Path | None = None, *, system: str = "", text: str = "", out: str | Path = "answer.wav",
-    thinks: bool = False, transcript: bool = True, patience: float = 1.0, sampling: Sampling | None = None,
+    speaker: Speaker, source: str | Path | None = None, *, system: str = "", text: str = "",
+    out: str | Path = "answer.wav", thinks: bool = False, transcript: bool = True, patience: float = 1.0,
+    sampling: Sampling | None = None,
 ) -> list[Figures]:
     """Ask about a recording, several in a folder one after another, or one that is still being recorded; print
     thoughts, calls and answers while they come, then what was heard; write the speech of all answers to ``out``, which
     keeps what it held if the first question cannot be answered.
 
     Args:
-        source: None where only ``text`` asks. text: said in writing beside the sound. thinks: ask for thoughts. transcript: print what was heard, too.
+        source: None where only ``text`` asks. text: said in writing beside the sound. thinks: ask for thoughts.
+        transcript: print what was heard, too.
         patience: seconds without growth after which a growing file counts as complete.
         sampling: None takes what suits the model's size.
     Raises:
-        ValueError: nothing is asked; a request that this model was not taught; ``out`` is a question, or cannot be written; what
-            ``read_audio`` says of a file.
+        ValueError: nothing is asked; a request that this model was not taught; ``out`` is a question, or cannot be
+            written; what ``read_audio`` says of a file.
     """
     if source is None and not text:
         raise ValueError("nothing is asked: give a recording, or a question in writing with --text, or both")
