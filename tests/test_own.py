@@ -174,6 +174,8 @@ def test_what_does_not_fit_is_refused_before_training(folder, codec):
         Own(talked, WORDS)
     with pytest.raises(ValueError, match=r"line 1 takes \d+ positions, a batch has 20; cut it, or raise tokens"):
         Own(talked, WORDS, tokens=20, codec=codec)
+    with pytest.raises(ValueError, match=r"line 1 takes \d+ positions, the model's context holds 30; cut it"):
+        Own(talked, WORDS, context=30, codec=codec)
     with pytest.raises(ValueError, match=r"the codec has 9 tokens, the model's tokenizer 27; take both from one"):
         Own(talked, vocabulary(27, []), codec=codec)
     with pytest.raises(ValueError, match=r"neither a \.jsonl file of conversations nor a folder"):

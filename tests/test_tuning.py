@@ -203,6 +203,7 @@ def test_a_run_says_what_changed_and_refuses_other_data(folder, tmp_path):
     assert {"adapter", "best", "data.json", "model"} <= {file.name for file in result.run.iterdir()}
     assert gamut.load(result.run).config == model().config
     assert main(["eval", str(result.run)]) == 0
+    assert gamut.run(resume=result.run).metrics == result.metrics  # nothing is trained again
     write(folder, *(asked(f"{k}.wav", f"number {k}") for k in range(5)))
     with pytest.raises(ValueError, match="the data changed since this run began: 4 conversations of"):
         gamut.run(resume=result.run)

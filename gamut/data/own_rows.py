@@ -64,6 +64,7 @@ class Own:
         codec: for spoken answers; its ``encode`` takes sound at ``codec.hears`` Hz (or ``rate``).
         packed: one row of several conversations; otherwise a row each, of like length.
         level: RMS that questions are brought to, 0 leaves them as they are; as when the model is asked.
+        context: positions that the model can look back on; a longer conversation is refused, too.
     Raises:
         ValueError: conversations that do not fit, sound that cannot be read, a spoken answer and no codec: all of them,
             the first few by name.
@@ -71,22 +72,25 @@ class Own:
 
     def __init__(
         self, talked: Sequence[Talked], words: Tokenizer, *, tokens: int = 4096, codec: Any = None, packed: bool = True,
-        level: float = 0.0, seed: int = 0,
+        level: float = 0.0, context: int = 1 << 30, seed: int = 0,
     ):
         self.talked = [part for one in talked for part in unfolded(one)]
         self.words, self.codec, self.packed, self.level = words, codec, packed, level
         self.codes = max((int(m[1]) for name in words.specials if (m := _CODE.fullmatch(name))), default=6561)
         self.spoken: dict[Path, list[int]] = {}
-        self.lengths = self._measured(tokens)
+        self.lengths = self._measured(tokens, context)
         groups = (pack if packed else buckets)(self.lengths, tokens)
         self.batches, self.group = len(groups), shuffled(groups, seed)
 
-    def _measured(self, tokens: int) -> list[int]:
+    def _measured(self, tokens: int, context: int) -> list[int]:
         """Positions of each conversation; no question is heard for that, and what cannot be used is named."""
         lengths, wrong = [], []
         for one in self.talked:
             try:
                 lengths.append(len(self.row(one, hear_it=False).ids))
+                if lengths[-1] > context:
+                    raise ValueError(f"{one.where} takes {lengths[-1]} positions, the model's context holds {context}; "
+                                     f"cut it")  # fmt: skip
                 if lengths[-1] > tokens:
                     raise ValueError(f"{one.where} takes {lengths[-1]} positions, a batch has {tokens}; cut it, or "
                                      f"raise tokens")  # fmt: skip

@@ -70,7 +70,7 @@ def found(folder: str) -> Path:
 def data(cfg: Config, run: Run | None, speaker: exam.Pupil) -> tuple[Own, Own]:
     """What is trained on and what is held out (the same, where nothing can be held out)."""
     make = partial(Own, words=speaker.words, tokens=cfg.tokens, codec=speaker.codec, packed=cfg.packed,
-                   level=speaker.level, seed=cfg.seed)  # fmt: skip
+                   level=speaker.level, context=speaker.model.config.lm.max_positions, seed=cfg.seed)  # fmt: skip
     if not cfg.data:
         home = (run.path if run else Path("runs")) / "data"
         if dist.rank() == 0:
