@@ -36,7 +36,8 @@ def record(recipe: str, seed: int, env: dict[str, str]) -> dict:
 def finished(run: Path) -> dict:
     """The line of a run folder that is done; its minutes are those of all its updates, stopped and resumed or not."""
     result, env, config = (json.loads((run / f"{name}.json").read_text()) for name in ("result", "env", "config"))
-    updates = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    log = run / "metrics.jsonl"  # a run that only plans has none
+    updates = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     spent = sum(update.get(part, 0.0) for update in updates for part in SPENT) / 60
     where = {name: env[name] for name in ("commit", "cpu", "cores", "torch", "torch threads")}
     return {"recipe": config["recipe"], "seed": config["config"]["seed"], "date": env["started"][:10],
