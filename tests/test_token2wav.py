@@ -190,6 +190,7 @@ def test_a_voice_out_of_a_recording(tmp_path):
     spoken = codec.voice_of(wav, 8000)
     assert spoken.ids_N.shape == (50,) and spoken.mel_MT.shape == (8, 100) and spoken.speaker_S.shape == (6,)
     assert codec.decode(ids(4)[None], spoken).shape == (1, 3840) and codec.voices is CODEC.voices
+    assert isinstance(codec, Codec) and codec.stride == (960,)
     with pytest.raises(ValueError, match=r"at least 0\.5 s, got 0\.25 s"):
         codec.voice_of(wav[:2000], 8000)
     again = SpeechCodec.from_pretrained(codec.save_pretrained(tmp_path / "codec"))

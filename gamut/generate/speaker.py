@@ -16,7 +16,7 @@ from gamut.io.media import read_audio
 from gamut.models.omni import Omni
 
 TAUGHT, MENU, VOICES = "taught.json", "menu.json", "voices"
-CODECS = ("token2wav", "melcodec")  # folders beside the weights; the first that is there speaks
+CODEC = "token2wav"  # folder beside the weights
 SMALL = 10**7  # parameters; below, threads wait for one another longer than they work: 40 s for 0.6 on a busy machine
 LEVEL = 0.05  # RMS a question is brought to: a small model has not heard whispers. Ours
 SAMPLING = Sampling(temperature=0.3, max_new=400)  # ours, of a small model
@@ -68,8 +68,7 @@ class Speaker:
         if menu:
             files |= {MENU: json.dumps(menu, ensure_ascii=False, indent=1)}
         if self.codec is not None:
-            name = "melcodec" if type(self.codec).__name__ == "MelCodec" else "token2wav"
-            files |= {name: lambda part: self.codec.save_pretrained(part, card="The codec of the model above it.\n")}
+            files |= {CODEC: lambda part: self.codec.save_pretrained(part, card="The codec of the model above it.\n")}
         self.model.save_pretrained(path, card=card, files=files)
         if voices:
             write_library(path / VOICES, voices)
@@ -93,8 +92,8 @@ class Speaker:
 
 def codec_of(path: Path) -> Any:
     """The codec beside a model's weights; None if there is none."""
-    folder = next((path / name for name in CODECS if (path / name / "config.json").exists()), None)
-    if folder is None:
+    folder = path / CODEC
+    if not (folder / "config.json").exists():
         return None
     return SpeechCodec.from_pretrained(folder) if (folder / "tokenizer").is_dir() else gamut.load(folder)
 

@@ -75,6 +75,19 @@ class SpeechCodec:
         return self.wave.vocab
 
     @property
+    def channels(self) -> int:
+        return self.wave.channels
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Samples at ``rate`` per token."""
+        return self.wave.stride
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+    @property
     def voices(self) -> dict[str, Voice]:
         """Those that came with it, by name; the first is the usual one."""
         return self.wave.voices
