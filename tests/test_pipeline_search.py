@@ -180,6 +180,18 @@ def test_search_within_the_memory_of_the_serial_schedule():
         Search(one.problem, room=9.0)
 
 
+def test_tries_of_fixed_steps_repeat(searched):
+    """A try is a function of its seed, whatever the machine: the same schedule twice, another for another seed."""
+    from gamut.plan.pipeline_search import Search
+
+    made = []
+    for seed in (3, 3, 4):
+        search = Search(INSTANCES[4].problem, room=20.0, goal=366)
+        assert search.repeat(20.0, seed, 300, 0.05) == (search.best.makespan <= 366)
+        made.append(search.best.rows)
+    assert made[0] == made[1] != made[2]
+
+
 def test_search_takes_what_is_known_and_refuses_no_time(searched):
     from gamut.plan.pipeline_search import Search, search
 
@@ -220,8 +232,17 @@ def test_kept_schedules_are_what_they_say():
             assert {"command", "seed", "cpu_seconds"} <= set(entry[kind])
 
 
-def test_kept_schedules_are_as_short_as_published():
-    """RLHFuse's Table 3, found with 768 cores; instance 9 is published at 613. Behind: searched for seconds only."""
-    for entry in json.loads(KEPT.read_text())["instances"]:
-        index = entry["id"]
-        assert entry["memory_best"]["makespan"] <= PUBLISHED[index][0]
+BEHIND = {1: 16.0, 8: 26.96}  # memory of ours, above the published
+
+
+def test_kept_schedules_are_as_good_as_published():
+    """RLHFuse's Table 3, found with 768 cores: all at their bounds (9 is published at 613), in no more memory but for
+    two, in less on seven of the eight where there is less to be had."""
+    best = {entry["id"]: entry["memory_best"] for entry in json.loads(KEPT.read_text())["instances"]}
+    less = set()
+    for index, (makespan, memory) in enumerate(PUBLISHED):
+        assert best[index]["makespan"] == INSTANCES[index].bound <= makespan
+        assert best[index]["peak_memory"] <= BEHIND.get(index, memory) + 1e-9
+        if best[index]["peak_memory"] < memory - 1e-9:
+            less.add(index)
+    assert less >= {0, 3, 4, 6, 7, 9, 10}
