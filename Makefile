@@ -5,7 +5,7 @@ PYTHON ?= python3
 JOBS ?= 2
 # The demo starts from the shipped model that transcribes and reads aloud, and teaches it to converse, with tools, in
 # about ten minutes; `gamut run step_audio_2` learns everything from nothing, in six times that.
-DEMO := --init weights/step_audio_2_base --hear-steps 0 --align-steps 0 --main-steps 0 --sft-steps 1200 --each 8
+DEMO := --init weights/step_audio_2_base --hear-steps 0 --align-steps 0 --main-steps 0 --sft-steps 1000 --each 6
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
