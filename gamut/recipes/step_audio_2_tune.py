@@ -43,7 +43,7 @@ class Config:
     check: str = ""  # ours; folder or .jsonl that is held out, instead of a share of the data
     share: float = 0.1  # ours; of the data, held out
     lora_rank: int = 16  # paper 0 (§4.4); of the adapters; 0 trains adaptor and decoder whole, as the paper does
-    steps: int = 200  # not found in the paper (4B tokens, one epoch); updates
+    steps: int = 150  # not found in the paper (4B tokens, one epoch); updates
     tokens: int = 1024  # paper 16384 (§4.2); positions of a micro-batch
     accumulate: int = 1  # ours; micro-batches of an update, all processes together
     lr: float = 3e-3  # paper 1e-5 (§4.4); peak, it falls to a tenth
