@@ -151,6 +151,7 @@ def test_wrong_calls_say_what_is_allowed():
         (lambda N, D, y: (N, D, 1 / y), "does not fall with compute"),
         (lambda N, D, y: (N / 1e6, D / 1e6, y), "if these are millions"),
         (lambda N, D, y: (N, D, 1000 * y), "a perplexity is fitted better as its log"),
+        (lambda N, D, y: (np.r_[N, N], np.r_[D, D], np.r_[y, 1.05 * y]), "several recipes or data sets in one table"),
         (lambda N, D, y: (N, 0 * D + 1e10, y), "same token count, so the effect of D is taken from other tables"),
     ],
 )
@@ -193,6 +194,20 @@ def test_every_topic_of_plan_has_a_main_and_a_page():
     for name, topic in TOPICS.items():
         assert callable(importlib.import_module(topic.module).main) and topic.example.startswith(f"gamut plan {name} ")
         assert topic.example in overview()
+
+
+def test_rows_are_filtered_from_the_command_line(tmp_path, capsys):
+    N, D, loss = made(60)
+    rows = [f"{'ab'[i % 2]},{n},{d},{y * (1 + i % 2)}" for i, (n, d, y) in enumerate(zip(N, D, loss, strict=True))]
+    path = csv(tmp_path, "kind,N,D,loss\n" + "\n".join(rows) + "\n")
+    told = {"target_n": 1e10, "target_d": 2e11, "law": "chinchilla", "out": tmp_path / "p.html"}
+    scaling_command.main(path, where="kind=a", **told)
+    said = capsys.readouterr().out
+    assert "30 runs" in said and "loss 2.1" in said
+    with pytest.raises(ValueError, match="--where takes COLUMN=VALUE, several joined by commas, got 'kind'"):
+        scaling_command.main(path, where="kind", **told)
+    with pytest.raises(ValueError, match="--target-n is a plain count of at least 1000, got 7; as 1e22 or 7e9"):
+        scaling_command.main(path, **{**told, "target_n": 7})
 
 
 def test_public_tables_say_where_they_are_looked_for(monkeypatch):

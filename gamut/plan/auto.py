@@ -101,8 +101,8 @@ class Gate:
     rows: int = 60
     ratio: float = 0.5
     most: int = 400
-    plain: float = 0.55
-    soft: float = 0.15
+    plain: float = 0.45
+    soft: float = 0.1
     inner: tuple[float, ...] = (0.15, 0.3, 0.45)
     few: int = 150
 

@@ -104,9 +104,12 @@ def advise(
     logs = np.clip(logs - middle, *np.quantile(logs - middle, [0.02, 0.98], axis=0))
     cov = np.cov(logs.T)
     first, noise, found = cov[-1, -1], max(surface.noise, 1e-4) ** 2, []
-    for _ in range(count):
+    taken: list[int] = []
+    for _ in range(min(count, len(n))):
         gain = cov[-1, :-1] ** 2 / (np.diag(cov)[:-1] + noise)
+        gain[taken] = -1.0  # five different runs
         at = int(np.argmax(gain))
+        taken.append(at)
         cov = cov - np.outer(cov[:, at], cov[at]) / (cov[at, at] + noise)
         found.append({"N": float(n[at]), "D": float(d[at]), "C": float(6 * n[at] * d[at]),
                       "left": float(np.sqrt(max(cov[-1, -1], 0) / first))})  # fmt: skip

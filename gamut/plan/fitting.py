@@ -12,6 +12,9 @@ from gamut.plan.solve import Prior, chinchilla_starts, minimise, starts
 from gamut.plan.tables import ScalingTable, varied
 
 HUBER = 1e-3  # on log losses: arXiv 2203.15556 D.3
+POOLED = (
+    0.01  # standard deviation of log loss between runs of equal N, D; reruns differ by 0.0003 (OLMo) to 0.013 (tiny)
+)
 LEAST = 5  # rows
 FEW_SIZES = 8  # below this Farseer's nine parameters overfit (fact sheet scaling_baseline)
 # Farseer's joint fit leans on these (slopes by ln N of ln A and of the data term; powers): fact sheet scaling_baseline
@@ -187,6 +190,11 @@ def _odd(table: ScalingTable) -> list[str]:
     ranks = [np.argsort(np.argsort(v)) for v in (table.compute, table.loss)]
     if len(table) > FEW_SIZES and np.corrcoef(*ranks)[0, 1] > 0:
         found.append("the loss does not fall with compute; is the column a loss, and are all runs of one recipe?")
+    if (again := rerun_noise(table)) > POOLED:
+        found.append(
+            f"runs of equal N and D differ by {100 * again:.1f}%: several recipes or data sets in one table have no "
+            "common law; fit each alone"
+        )
     if (most := epochs_of(table).max()) > 1:
         found.append(f"runs read their data up to {most:.3g} times; predict is for fresh data unless epochs is given")
     return found

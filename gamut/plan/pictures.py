@@ -31,7 +31,8 @@ class Axis:
         powers = range(math.floor(self.low), math.ceil(self.high) + 1)
         step = max(1, int(self.high - self.low) // 6)
         between = (1, 2, 5) if self.high - self.low < 2.5 else (1,)
-        found = [(m * 10.0**p, f"{m}e{p}") for p in powers if p % step == 0 for m in between]
+        marks = [(m, p) for p in powers if p % step == 0 for m in between]
+        found = [(m * 10.0**p, f"{m * 10.0**p:g}" if -3 < p < 4 else f"{m}e{p}") for m, p in marks]
         return [(v, name) for v, name in found if self.low <= math.log10(v) <= self.high] or [
             (10**v, f"{10**v:.2g}") for v in (self.low, self.high)
         ]

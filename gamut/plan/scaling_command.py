@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gamut.plan.scaling import fit
-from gamut.plan.surface import DN_RANGE, Surface
+from gamut.plan.surface import DN_RANGE
 from gamut.plan.tables import ScalingTable
 
 
@@ -29,6 +29,7 @@ def main(
     depth: str = "",
     convention: str = "unstated",
     unit: str = "nats/token",
+    where: str = "",
     dn_range: tuple[float, float] = DN_RANGE,
     seed: int = 0,
     out: Path = Path("scaling.html"),
@@ -45,8 +46,7 @@ def main(
         target_flops: training compute to plan for, 6 N D.
         target_n: parameters to predict for; with --target-d or --target-flops.
         target_d: tokens to predict for; with --target-n.
-        law: auto (the best predictor), or one law: chinchilla, kappa, farseer, farseer-piecewise, repeated (for runs
-            that repeat data; give --unique).
+        law: auto (the best predictor), chinchilla, kappa, farseer, farseer-piecewise or repeated (with --unique).
         n: column of parameters, where it is not found.
         d: column of tokens, where it is not found.
         flops: column of training FLOPs, in place of tokens: D = FLOPs / 6N.
@@ -56,21 +56,29 @@ def main(
         depth: column of layers; with --width.
         convention: how N was counted: non-embedding, total, no input embedding, matmul or unstated.
         unit: of the loss: nats/token, bits/token, bits/character or bits/byte.
+        where: keep only some rows: COLUMN=VALUE, several joined by commas.
         dn_range: least and most tokens per parameter among which the best size is sought.
         seed: of the bootstrap behind the interval.
         out: where the page goes.
         json: where the fitted surface goes, with every digit.
     """
-    told: dict[str, Any] = {"N": n, "D": d, "flops": flops, "loss": loss, "unique": unique, "width": width}
-    told = {role: name for role, name in (told | {"depth": depth}).items() if name}
-    told |= {"convention": convention, "unit": unit}
+    roles = ("N", n), ("D", d), ("flops", flops), ("loss", loss), ("unique", unique), ("width", width), ("depth", depth)
+    told: dict[str, Any] = {role: name for role, name in roles if name}
+    told |= {"convention": convention, "unit": unit, "where": _filters(where)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notes are printed and stand on the page
         if against is None:
             _answer(table, told, (target_flops, target_n, target_d), law, dn_range, seed, out, json)
         else:
-            tables = ScalingTable.read(table, **told), ScalingTable.read(against, **told)
-            _against(tables, (fit(tables[0], law, seed=seed), fit(tables[1], law, seed=seed)), out, dn_range)
+            _against((table, against), told, law, dn_range, seed, out)
+
+
+def _filters(where: str) -> dict[str, str]:
+    """Column -> value."""
+    found = [part.partition("=") for part in where.split(",") if part.strip()]
+    if wrong := [name for name, sign, _ in found if not sign or not name.strip()]:
+        raise ValueError(f"--where takes COLUMN=VALUE, several joined by commas, got {wrong[0]!r}; such as kind=ladder")
+    return {name.strip(): value.strip() for name, _, value in found}
 
 
 def _answer(
@@ -90,13 +98,12 @@ def _answer(
 
 
 def _against(
-    tables: tuple[ScalingTable, ScalingTable],
-    surfaces: tuple[Surface, Surface],
-    out: Path,
-    dn_range: tuple[float, float],
+    paths: tuple[Path, Path], told: dict[str, Any], law: str, dn_range: tuple[float, float], seed: int, out: Path
 ) -> None:
     from gamut.plan import compare_page
 
+    tables = [ScalingTable.read(path, **told) for path in paths]
+    first, second = (fit(table, law, seed=seed) for table in tables)
     runs = np.concatenate([table.N for table in tables]), np.concatenate([table.D for table in tables])
-    path, found = compare_page.write(out, *surfaces, dn_range, runs)
-    print("\n".join([*compare_page.summary(found, *surfaces), str(path)]))
+    path, found = compare_page.write(out, first, second, dn_range, runs)
+    print("\n".join([*compare_page.summary(found, first, second), str(path)]))

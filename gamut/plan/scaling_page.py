@@ -231,7 +231,13 @@ def _isosizes(table: ScalingTable, surface: Surface) -> Dots:
     series = {
         k: v for name in list(series) for k, v in ((name, series[name]), (f"fit {name}", with_lines[f"fit {name}"]))
     }
-    return Dots("Loss by tokens, six sizes", series, x="tokens D", y=table.unit, lines=tuple(with_lines))
+    return Dots(
+        f"Loss by tokens, {len(sizes)} of {len(table.sizes)} sizes: dots measured, lines fitted",
+        series,
+        x="tokens D",
+        y=table.unit,
+        lines=tuple(with_lines),
+    )
 
 
 def _residuals(table: ScalingTable, surface: Surface) -> Dots:
