@@ -41,7 +41,7 @@ class Cast:
         spoken, orders = sources.digits(split, source), None
         try:
             orders = recorded_orders().fold(fold)[split == "test"]
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             warnings.warn(f"nothing about coffee: {error}", stacklevel=2)
         return cls(spoken, orders, sorted(Digits(spoken).names, key=lambda name: (name != voice, name)))
 
