@@ -191,10 +191,8 @@ def _odd(table: ScalingTable) -> list[str]:
     if len(table) > FEW_SIZES and np.corrcoef(*ranks)[0, 1] > 0:
         found.append("the loss does not fall with compute; is the column a loss, and are all runs of one recipe?")
     if (again := rerun_noise(table)) > POOLED:
-        found.append(
-            f"runs of equal N and D differ by {100 * again:.1f}%: several recipes or data sets in one table have no "
-            "common law; fit each alone"
-        )
+        said = "several recipes or data sets in one table have no common law; fit each alone"
+        found.append(f"runs of equal N and D differ by {100 * again:.1f}%: {said}")
     if (most := epochs_of(table).max()) > 1:
         found.append(f"runs read their data up to {most:.3g} times; predict is for fresh data unless epochs is given")
     return found

@@ -142,10 +142,7 @@ def _parts(
 
 
 def _kappa_share(table: ScalingTable, rules: Sequence[Rule]) -> float:
-    """How far kappa without priors takes over: by half where it errs GATE.plain times as much inside the table.
-
-    Real tables hardly ever say so; tables cleaner than those, or unlike them, do.
-    """
+    """How far kappa without priors takes over: by half where it errs GATE.plain times as much inside the table."""
     few = thinned(table, GATE.few)
     if not varied(few):
         return 0.0
