@@ -42,11 +42,11 @@ def _row(digits: Sequence[int]) -> str:
 
 
 TASKS = (
-    Task("transcribe", TRANSCRIBE, (1, 2, 3, 4, 5, 6), _row, 0.15),
+    Task("transcribe", TRANSCRIBE, (1, 2, 3, 4, 5, 6), _row, 0.3),
     Task("sum", "Say the sum of the two numbers.", (2,), lambda d: str(d[0] + d[1]), 0.35),
     Task("difference", "Say how far apart the two numbers are.", (2,), lambda d: str(abs(d[0] - d[1])), 0.3),
     Task("maximum", "Say the larger of the two numbers.", (2,), lambda d: str(max(d)), 0.12),
-    Task("reverse", "Say the numbers in reverse.", (2, 3, 4), lambda d: _row(d[::-1]), 0.3),
+    Task("reverse", "Say the numbers in reverse.", (2, 3, 4), lambda d: _row(d[::-1]), 0.5),
     Task("product", "Multiply the two numbers with the calculator.", (2,), lambda d: str(d[0] * d[1]), 0.06, tool="*"),
 )
 

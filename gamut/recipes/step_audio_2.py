@@ -2,6 +2,7 @@
 
     gamut run step_audio_2                      # tiny preset: real recordings, CPU, no download
     gamut run step_audio_2 --size paper --plan  # parameters and memory of Step-Audio 2 mini; trains nothing
+    gamut run step_audio_2 --data FOLDER        # learns from your own conversations (step_audio_2_tune)
     gamut chat question.wav --system "Say the sum of the two numbers."
 
 Sound -> log-mel -> encoder (25 a second) -> adaptor (12.5) -> decoder -> "<tts_start> [1 text, 4 audio] ... <tts_end>"
@@ -13,7 +14,7 @@ orders, voices that are searched for, and what was said before.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from gamut.losses.next_token import next_token_from_hidden
 from gamut.models.audio_encoder import AudioEncoderConfig
 from gamut.models.decoder import LMConfig
 from gamut.models.omni import Omni, OmniConfig
+from gamut.plan.omni import cost
 from gamut.train.hearing import learn_to_hear
 from gamut.train.loop import fit
 from gamut.train.optim import Group, Optim
@@ -58,11 +60,11 @@ class Config:
     hear_steps: int = 3600  # ours; updates of the encoder, where the paper takes a trained one
     align_steps: int = 100  # paper 12000 (§4.1); updates of the adaptor alone
     main_steps: int = 2000  # not found in the paper (800B tokens); ours
-    sft_steps: int = 5700  # not found in the paper (4B tokens, one epoch); ours
+    sft_steps: int = 6500  # not found in the paper (4B tokens, one epoch); ours
     batch: int = 16  # ours; conversations per update
     lr: float = 1e-3  # paper 2e-5 (§4.3); peak of the main stage, the others in proportion
     init: str = ""  # ours; folder of a model to start from, whose sizes then count; stages of 0 steps are left out
-    each: int = 20  # ours; conversations of every kind in the examination
+    each: int = 50  # ours; conversations of every kind in the examination
     codec: str = "weights/step_audio_2_codec"  # ours; folder with a codec and its judges
     source: str = "auto"  # ours; recordings, synthetic (espeak-ng), or auto: recordings if they can be had
     seed: int = 0  # ours; also says which fifth of the coffee orders is kept for the examination
@@ -184,11 +186,8 @@ by `gamut run step_audio_2` on: {} ({}), and on orders spoken by espeak-ng; its 
 
 
 def plan(cfg: Config) -> dict[str, int | float]:
-    """Parameters and bytes, without building anything."""
-    with torch.device("meta"):
-        model = Omni(model_config(cfg, PAPER_VOCAB if cfg.width == PAPER.width else 1800))
-    count = sum(p.numel() for p in model.parameters())
-    return {"parameters": count, "bf16 weights, GB": count * 2 / 1e9, "training with AdamW, fp32, GB": count * 16 / 1e9}
+    """Parameters, memory and FLOPs, without building anything."""
+    return cost(asdict(model_config(cfg, PAPER_VOCAB if cfg.width == PAPER.width else 1522)))
 
 
 CLAIMS = [
