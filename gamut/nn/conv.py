@@ -3,7 +3,6 @@
 B batch · W width · T frames
 """
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
