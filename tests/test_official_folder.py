@@ -160,7 +160,7 @@ def test_a_tokenizer_in_parts_is_the_one_transformers_reads(tmp_path):
     transformers = pytest.importorskip("transformers")
     from gamut.codecs.text import Tokenizer
 
-    base = Tokenizer.train(["Say it's 12 o'clock,  please!\n\n" * 4, "caf\u00e9 \u4e2d\u6587\u3002"], 320)
+    base = Tokenizer.train(["Say it's 12 o'clock,  please!\n\n" * 4, "t\u00eate \u4e2d\u6587\u3002"], 320)
     base.inner.model.save(str(tmp_path))
     added = ["<|EOT|>", "<|BOT|>", "<tts_start>", "<audio_0>", "<audio_1>"]
     entries = {base.vocab + i: {"content": name, "lstrip": False, "normalized": False, "rstrip": False,

@@ -47,9 +47,13 @@ def tokenizer(codes: int, tools: Sequence[Mapping] = (), more: Sequence[str] = (
 class Voice(Protocol):
     """What talking needs of a codec: tokens for sound."""
 
-    vocab: int
-    hears: int
-    """Hz of the sound it takes."""
+    @property
+    def vocab(self) -> int: ...
+
+    @property
+    def hears(self) -> int:
+        """Hz of the sound it takes."""
+        ...
 
     def encode(self, signal: Tensor) -> Tensor: ...
 

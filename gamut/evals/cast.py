@@ -63,7 +63,7 @@ class Cast:
         return four_tools(self.people, self.menu)
 
     @property
-    def schemas(self) -> list[Mapping]:
+    def schemas(self) -> Sequence[Mapping]:
         return self.tools.schemas
 
     @property

@@ -122,11 +122,12 @@ class SpeechCodec:
         if len(wav_T) < SHORTEST * rate:
             raise ValueError(f"a voice needs a recording of at least {SHORTEST} s, got {len(wav_T) / rate:.2f} s")
         sound = resample(wav_T, rate, self.rate)
-        if vector is None and self.network is None:
-            return self._timbre(sound)
         heard = resample(wav_T, rate, self.hears)
         if vector is None:
-            vector = self.network(fbank(heard, centred=True)[None])[0]
+            if self.network is None:
+                return self._timbre(sound)
+            told: Tensor = self.network(fbank(heard, centred=True)[None])[0]
+            return self.voice_of(wav_T, rate, told)
         if len(vector) != flow.speaker:
             raise ValueError(f"this flow takes speaker vectors of {flow.speaker} numbers, got {len(vector)}")
         return self.wave.voice(self.encode(heard[None])[0], sound, vector)

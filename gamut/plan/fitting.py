@@ -188,7 +188,7 @@ def _odd(table: ScalingTable) -> list[str]:
     if not USUAL[0] <= usual <= USUAL[1]:
         found.append(f"the median loss is {usual:.3g}, unlike {table.unit}; a perplexity is fitted better as its log")
     ranks = [np.argsort(np.argsort(v)) for v in (table.compute, table.loss)]
-    if len(table) > FEW_SIZES and np.corrcoef(*ranks)[0, 1] > 0:
+    if len(table) > FEW_SIZES and np.corrcoef(ranks[0], ranks[1])[0, 1] > 0:
         found.append("the loss does not fall with compute; is the column a loss, and are all runs of one recipe?")
     if (again := rerun_noise(table)) > POOLED:
         said = "several recipes or data sets in one table have no common law; fit each alone"

@@ -206,6 +206,7 @@ class Search:
         if fresh:
             side = self.rules[0] if failures % 12 < 10 else self.rules[-1]
         else:
+            assert self.good is not None
             side, side.kept = self.good
         reached, slices = math.inf, (3 if fresh else 1) + min(failures // 12, 3)
         hot = 10 ** self.draw.uniform(-1.7, -1.0) if fresh else self._heat()

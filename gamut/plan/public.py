@@ -7,6 +7,7 @@ licence are only ever read from that folder. Origins and licences: SOURCES.md be
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def gemstones(*, shapes: bool = False) -> ScalingTable:
     Args:
         shapes: declare width / depth, so that fits allow for it.
     """
-    columns = {"width": "width", "depth": "depth"} if shapes else {}
+    columns: dict[str, Any] = {"width": "width", "depth": "depth"} if shapes else {}
     return ScalingTable.read(
         folder() / "gemstones_fineweb_edu.csv", N="params_active_precise", loss="final_loss",
         name=f"Gemstones FineWeb-Edu{' with shapes' if shapes else ''}", **columns,

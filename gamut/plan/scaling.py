@@ -174,7 +174,8 @@ def _farseer_wins(table: ScalingTable, rules: Sequence[Rule]) -> bool:
 
 def _logs(ready: Prepared, parts: Sequence[Part], table: ScalingTable) -> np.ndarray:
     runs = Runs.at(table.N, table.D, ready.runs.centre, epochs_of(table))
-    return sum(p.weight * LAWS[p.law].terms(p.theta[None], runs)[0][0] for p in parts) / sum(p.weight for p in parts)
+    logs = [p.weight * LAWS[p.law].terms(p.theta[None], runs)[0][0] for p in parts]
+    return np.sum(logs, axis=0) / sum(p.weight for p in parts)
 
 
 def _predict(ready: Prepared, parts: Sequence[Part], table: ScalingTable) -> np.ndarray:

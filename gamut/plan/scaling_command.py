@@ -10,6 +10,8 @@ from gamut.plan.scaling import fit
 from gamut.plan.surface import DN_RANGE
 from gamut.plan.tables import ScalingTable
 
+Wanted = tuple[float | None, float | None, float | None]  # FLOPs, N, D
+
 
 def main(
     table: Path,
@@ -82,7 +84,7 @@ def _filters(where: str) -> dict[str, str]:
 
 
 def _answer(
-    table: Path, told: dict[str, Any], wanted: tuple[float | None, ...], law: str, dn_range: tuple[float, float],
+    table: Path, told: dict[str, Any], wanted: Wanted, law: str, dn_range: tuple[float, float],
     seed: int, out: Path, json: Path | None,
 ) -> None:  # fmt: skip
     from gamut.plan.scaling_page import asked, summary, target, write

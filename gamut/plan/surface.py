@@ -274,7 +274,8 @@ class Surface:
         seen: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in found.pop("seen").items()}
         reference = found.pop("reference")
         if learned := found.pop("residuals", None):
-            learned = Residuals(**{k: np.array(v) if isinstance(v, list) else v for k, v in learned.items()})
+            kept: dict[str, Any] = {k: np.array(v) if isinstance(v, list) else v for k, v in learned.items()}
+            learned = Residuals(**kept)
         shape = Shape(**found.pop("shape", {}))
         rest: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in found.items()}
         return cls(
