@@ -1,6 +1,7 @@
 """A report on a speech model: where it comes from, how it does beside the shipped one, and what it sounds like."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -15,21 +16,28 @@ from gamut.io.media import resample
 from gamut.io.report import Audio, Card, Columns, Heading, Mel, Table, Tokens
 from gamut.models.judge import DigitJudge
 
+BESIDE = "/(constant|chance|majority|no_sound|[0-9]+dB)$"  # what scores are held against, and told with the claims
 MEASURED = "metrics.json"  # beside the weights: what they scored when they were saved
 
 
-def provenance(origin: str, steps: Mapping[str, int], metrics: Mapping[str, float], shipped: Path) -> list[Any]:
-    """What was learned in this run, in how many updates; what came ready made; scores beside those shipped."""
+def provenance(origin: str, steps: Mapping[str, int], metrics: Mapping[str, float], others: Mapping[str, Path]) -> list:
+    """What was learned in this run, in how many updates; what came ready made; scores beside those of other models.
+
+    Args:
+        others: column -> folder, whose scores were kept beside its weights.
+    """
     ready = "shipped ready made, in weights/"
     rows = [(part, f"learned in this run: {count} updates, on: {origin}" if count else ready)
             for part, count in steps.items()]  # fmt: skip
-    rows += [("codec and judge", ready), ("examination", "put together from recordings that no training saw")]
+    rows += [("codec and judges", ready), ("examination", "put together from recordings that no training saw")]
     blocks = [Heading("What was made when"), Table(("part", "made"), rows)]
-    if (shipped / MEASURED).exists():
-        theirs = json.loads((shipped / MEASURED).read_text())
-        scores = [(name, f"{value:.3f}", f"{theirs.get(name, float('nan')):.3f}") for name, value in metrics.items()]
-        blocks += [Heading("This run beside the shipped model", "What is in weights/, examined in the same way."),
-                   Table(("score", "this run", "shipped"), scores)]  # fmt: skip
+    theirs = {name: json.loads((folder / MEASURED).read_text()) for name, folder in others.items()
+              if (folder / MEASURED).exists()}  # fmt: skip
+    if theirs:
+        scores = [(name, f"{value:.3f}", *(f"{their[name]:.3f}" if name in their else "" for their in theirs.values()))
+                  for name, value in metrics.items() if not re.search(BESIDE, name)]  # fmt: skip
+        blocks += [Heading("This run beside other models", "Examined in the same way, by more questions."),
+                   Table(("score", "this run", *theirs), scores)]  # fmt: skip
     return blocks
 
 
