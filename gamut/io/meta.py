@@ -15,6 +15,9 @@ class _Unfilled(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if getattr(func, "__name__", "") in FILLING:
             return args[0] if args else (kwargs or {})["tensor"]
+        if getattr(func, "__name__", "") == "norm_except_dim":  # of weight_norm: only its shape is wanted
+            v, _, dim = args
+            return v.new_empty([length if i == dim else 1 for i, length in enumerate(v.shape)])
         return func(*args, **(kwargs or {}))
 
 
@@ -22,8 +25,8 @@ class _Unfilled(TorchFunctionMode):
 def meta() -> Iterator[None]:
     """Modules built inside have parameters on the meta device, and are not initialised.
 
-    ``torch.device("meta")`` alone does initialise them: random numbers there go through decompositions whose first
-    use imports torch._dynamo, 5 s and more.
+    ``torch.device("meta")`` alone does initialise them: random numbers and norms there go through decompositions whose
+    first use imports torch._dynamo, 5 s and more.
     """
     with torch.device("meta"), _Unfilled():
         yield
