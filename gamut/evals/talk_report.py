@@ -29,6 +29,7 @@ def provenance(origin: str, steps: Mapping[str, int], metrics: Mapping[str, floa
     ready = "shipped ready made, in weights/"
     rows = [(part, f"learned in this run: {count} updates, on: {origin}" if count else ready)
             for part, count in steps.items()]  # fmt: skip
+    rows += [(name, f"what lies in {folder.name}/; its scores are below") for name, folder in others.items()]
     rows += [("codec and judges", ready), ("examination", "put together from recordings that no training saw")]
     blocks = [Heading("What was made when"), Table(("part", "made"), rows)]
     theirs = {name: json.loads((folder / MEASURED).read_text()) for name, folder in others.items()
