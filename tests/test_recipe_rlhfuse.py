@@ -15,7 +15,7 @@ pytest.importorskip("numba", reason="the search without numba is slow: pip insta
 
 @pytest.fixture(scope="module")
 def result():
-    return main(replace(TINY, seconds=2.0, instances=(2, 5)))
+    return main(replace(TINY, seconds=8.0, instances=(2, 5)))
 
 
 def test_claims_hold_in_seconds(result):
