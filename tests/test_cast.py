@@ -7,7 +7,7 @@ import pytest
 
 from gamut.data import sources
 from gamut.evals.cast import Cast, recorded_orders
-from gamut.recipes.step_audio_2 import shipped
+from gamut.io.env import shipped
 
 DATA = Path(os.environ.get("GAMUT_DATA", "/nowhere"), "speech")
 recordings = pytest.mark.skipif(

@@ -120,7 +120,7 @@ def test_half_an_archive_is_not_taken_for_a_whole_one(alone, monkeypatch):
 
 
 def test_a_changed_copy_is_refused(alone, monkeypatch, tmp_path):
-    fsdd._save(tmp_path / "speech" / "fsdd_8k.npz", few())
+    fsdd.save(tmp_path / "speech" / "fsdd_8k.npz", few())
     monkeypatch.setenv("GAMUT_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=r"fsdd_8k.npz are not the published ones.*delete that copy"):
         sources.digits()

@@ -3,7 +3,6 @@ recorded. They only help to learn; nothing is ever examined on them. Ours.
 """
 
 import hashlib
-import io
 import json
 import random
 import warnings
@@ -16,7 +15,6 @@ import torch
 from gamut.data.orders import SLOTS, Orders
 from gamut.data.sources import Clip, Speech
 from gamut.io import fsdd, voices
-from gamut.io.files import atomic_write
 from gamut.io.progress import counting
 
 RATE = 16000
@@ -59,10 +57,8 @@ def _speak(place: Path, like: Sequence[Mapping[str, str]], count: int, seed: int
                              speed=rng.uniform(0.75, 1.15), pitch=rng.randint(15, 85))  # fmt: skip
             wavs.append((wav.clamp(-1, 1) * 32767).to(torch.int16).numpy())
             seen.step()
-    buffer = io.BytesIO()
-    np.savez(buffer, wav_int16=np.concatenate(wavs), length=np.array([len(wav) for wav in wavs]),
-             slots=np.array(json.dumps(slots)))  # fmt: skip
-    atomic_write(place, buffer.getvalue())
+    lengths, told = np.array([len(wav) for wav in wavs]), np.array(json.dumps(slots))
+    fsdd.save(place, {"wav_int16": np.concatenate(wavs), "length": lengths, "slots": told})
 
 
 def worded(order: Mapping[str, str], rng: random.Random) -> str:

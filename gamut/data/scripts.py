@@ -116,7 +116,7 @@ def count_on(world: World, rng: random.Random) -> Dialogue:
 
 
 def who_speaks(world: World, rng: random.Random) -> Dialogue:
-    speaker = rng.choice(sorted(set(world.digits.speakers)))
+    speaker = rng.choice(world.digits.names)
     _, sound = world.heard(rng.choice((1, 2, 3)), rng, speaker)
     return Dialogue("who", WHO, [Turn(speaker, kind="who", **sound)])
 

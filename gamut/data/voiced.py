@@ -51,7 +51,7 @@ def voiced(
     """Batch number ``index``: pieces of ``tokens`` tokens out of longer strings. ``encode``: sound at 16 kHz (B, T) to
     token ids."""
     rng = random.Random(f"voiced {seed} {index}")
-    names = sorted(set(digits.speakers))
+    names = digits.names
     rows, others = [], []
     for _ in range(size):
         name = rng.choice(names)
@@ -112,7 +112,7 @@ def timbres(digits: Digits, each: int = 20) -> dict[str, Float[Tensor, "_ S"]]:
     """Everybody's timbre in so many strings of digits, by name."""
     rng = random.Random("voices")
     return {name: torch.cat([sample(digits, name, rng) for _ in range(each)])
-            for name in sorted(set(digits.speakers))}  # fmt: skip
+            for name in digits.names}  # fmt: skip
 
 
 def voices(digits: Digits, each: int = 20, apart: float = 0.25) -> dict[str, Voice]:

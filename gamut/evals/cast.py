@@ -32,6 +32,7 @@ class Cast:
     """A split of the recordings. ``names``: everybody, the usual voice first; ``orders``: None where there are none."""
 
     spoken: sources.Speech
+    digits: Digits
     orders: Orders | None
     names: Sequence[str]
 
@@ -43,16 +44,17 @@ class Cast:
             orders = recorded_orders().fold(fold)[split == "test"]
         except (ValueError, ImportError) as error:
             warnings.warn(f"nothing about coffee: {error}", stacklevel=2)
-        return cls(spoken, orders, sorted(Digits(spoken).names, key=lambda name: (name != voice, name)))
+        digits = Digits(spoken)
+        return cls(spoken, digits, orders, sorted(digits.names, key=lambda name: (name != voice, name)))
 
-    @cached_property
+    @property
     def world(self) -> World:
-        return World(Digits(self.spoken), self.names, self.orders)
+        return World(self.digits, self.names, self.orders)
 
     @cached_property
     def people(self) -> list[Voice]:
         """A clip of everybody, to be found and answered in the voice of."""
-        return library(self.world.digits, self.names)
+        return library(self.digits, self.names)
 
     @property
     def menu(self) -> dict[str, list[str]]:

@@ -187,6 +187,11 @@ def dialogues(world: World, scripts: Sequence[Script], each: int, seed: int = 0)
             for script in scripts for i in range(each)]  # fmt: skip
 
 
+def at_level(world: World, level: float) -> World:
+    """The world as it is examined: recordings as they are, so many dB over white noise."""
+    return replace(world, vary=False, noise=lambda wav, rng: at_ratio(wav, level, rng))
+
+
 def every_order(world: World, seed: int = 0) -> list[Dialogue]:
     """All orders of a world, one conversation each, answered in writing."""
     out = []
@@ -258,7 +263,7 @@ def examine(
     first: list[Played] = []
     asked: list[Dialogue] = []
     for level in levels:
-        noisy = replace(world, vary=False, noise=lambda wav, rng, level=level: at_ratio(wav, level, rng))
+        noisy = at_level(world, level)
         asked = asked or dialogues(noisy, scripts, each, seed)
         played = converse(speaker, asked if not first else dialogues(noisy, scripts, each, seed), voices, menu)
         sounded(speaker, played)
@@ -267,8 +272,7 @@ def examine(
                 if not ending or name.count("/") == 1}  # fmt: skip
         first = first or played
     if world.orders and any(script.name == "order" for script in scripts):
-        clean = replace(world, vary=False, noise=lambda wav, rng: at_ratio(wav, levels[0], rng))
-        out |= ordered(converse(speaker, every_order(clean, seed), voices, menu))
+        out |= ordered(converse(speaker, every_order(at_level(world, levels[0]), seed), voices, menu))
     out |= ceiling(speaker.codec, judge, world, first, seed)
     silent = converse(speaker, [silenced(dialogue) for dialogue in asked], voices, menu)
     found = {name: value for name, value in scores(silent, judge).items() if not name.endswith("/aloud")}

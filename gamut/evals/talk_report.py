@@ -7,12 +7,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from gamut.codecs.vocoder_mel import mel24
 from gamut.data.spoken import RATE
+from gamut.data.voiced import speech_mel
 from gamut.evals.conversations import Played
 from gamut.evals.judges import hear as judged
 from gamut.generate.speaker import Speaker
-from gamut.io.media import resample
 from gamut.io.report import Audio, Card, Columns, Heading, Mel, Table, Tokens
 from gamut.models.judge import DigitJudge
 
@@ -57,7 +56,7 @@ def samples(speaker: Speaker, judge: DigitJudge, played: Sequence[Played], count
         blocks: list[Any] = [Audio("question", turn.wav, turn.rate)] if turn.wav is not None else []
         called = [(f"{call.name} {call.arguments}", result) for call, result in zip(one.calls, one.results)]  # noqa: B905
         blocks += [Table(("called", "told"), called)] if called else []
-        mel = mel24(resample(one.wav, RATE, 24000))
+        mel = speech_mel(one.wav)
         blocks += [Audio(f"answer: {one.text}, heard as {heard}", one.wav, RATE),
                    Mel("mel of the answer", mel, len(one.wav) / RATE), Tokens("tokens", strip)]  # fmt: skip
         asked = " ".join(part for part in (one.dialogue.system, turn.request) if part)

@@ -123,14 +123,15 @@ class SpeechCodec:
             raise ValueError(f"a voice needs a recording of at least {SHORTEST} s, got {len(wav_T) / rate:.2f} s")
         sound = resample(wav_T, rate, self.rate)
         heard = resample(wav_T, rate, self.hears)
-        if vector is None:
-            if self.network is None:
-                return self._timbre(sound)
-            told: Tensor = self.network(fbank(heard, centred=True)[None])[0]
-            return self.voice_of(wav_T, rate, told)
-        if len(vector) != flow.speaker:
-            raise ValueError(f"this flow takes speaker vectors of {flow.speaker} numbers, got {len(vector)}")
-        return self.wave.voice(self.encode(heard[None])[0], sound, vector)
+        if vector is not None:
+            told = vector
+        elif self.network is not None:
+            told = self.network(fbank(heard, centred=True)[None])[0]
+        else:
+            return self._timbre(sound)
+        if len(told) != flow.speaker:
+            raise ValueError(f"this flow takes speaker vectors of {flow.speaker} numbers, got {len(told)}")
+        return self.wave.voice(self.encode(heard[None])[0], sound, told)
 
     def _timbre(self, sound: Float[Tensor, " T"]) -> Voice:
         vector = timbre(self.wave.hift.encode(sound[None]))[0]

@@ -17,6 +17,11 @@ PROBES = {  # an extra is named installed when the package that it stands for is
 }  # fmt: skip
 
 
+def shipped(folder: str) -> Path:
+    """A folder as given, or as it lies in the checkout."""
+    return Path(folder) if Path(folder).exists() else ROOT / folder
+
+
 def version(package: str) -> str:
     """Installed version of a distribution, or ``not installed``."""
     try:

@@ -53,7 +53,7 @@ def recordings() -> Arrays:
             with np.load(place) as file:
                 return _checked(dict(file), str(place))
     arrays = _checked(_unpack(_fetch(URL, "Free Spoken Digit Dataset, about 16 MB")), URL)
-    _save(places[-1], arrays)
+    save(places[-1], arrays)
     return arrays
 
 
@@ -65,7 +65,8 @@ def _checked(arrays: Arrays, where: str) -> Arrays:
     return arrays
 
 
-def _save(path: Path, arrays: Arrays) -> None:
+def save(path: Path, arrays: Arrays) -> None:
+    """Arrays as one .npz file, whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     atomic_write(path, buffer.getvalue())
@@ -151,5 +152,5 @@ def synthetic(takes: int = 50) -> Arrays:
                 loud = draw.uniform(0.2, 0.9) / wav.abs().amax().item()
                 clips[f"{digit}_espeak-{voice}_{take}.wav"] = (wav * loud * 32767).round().to(torch.int16).numpy()
     arrays = _arrays(clips)
-    _save(place, arrays)
+    save(place, arrays)
     return arrays

@@ -32,6 +32,7 @@ from gamut.evals.cast import Cast, Speaker
 from gamut.evals.claims import Claim, Result
 from gamut.evals.conversations import examine
 from gamut.evals.talk_report import MEASURED, provenance, samples
+from gamut.io.env import shipped
 from gamut.io.files import atomic_write
 from gamut.io.runs import Run
 from gamut.losses.next_token import next_token_from_hidden
@@ -138,7 +139,7 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
     if cfg.hear_steps:
         learn_to_hear(model.encoder, world.digits, world.orders, run, steps=cfg.hear_steps,
                       lr=cfg.lr * PARTS["hear"], batch=cfg.batch, seed=cfg.seed)  # fmt: skip
-    voices = {name: Digits(cast.spoken, (name,)).first(TAKES) for name in cast.names}
+    voices = {name: Digits(world.digits.clips, (name,)).first(TAKES) for name in cast.names}
     talks = Conversations(world, voices, codec, words, cast.schemas, cfg.seed)
     learn_to_talk(cfg, model, talks, cast.origin, run)
     speaker = cast.speaker(model, words, codec)
@@ -166,11 +167,6 @@ def evaluate(folder: Path) -> Result:
     """The same examination again, for a run or a saved model."""
     cast = Cast.of("train", voice=VOICE)
     return measured(TINY, Speaker.load(folder), cast)
-
-
-def shipped(folder: str) -> Path:
-    """The folder as given, or as it lies in the repository."""
-    return Path(folder) if Path(folder).exists() else Path(__file__).parents[2] / folder
 
 
 BASE = """# Step-Audio 2, tiny, before it learns to answer

@@ -24,6 +24,7 @@ from gamut.data.own_example import example
 from gamut.data.own_rows import Own
 from gamut.evals import own as exam
 from gamut.evals.claims import Claim, Result
+from gamut.io.env import shipped
 from gamut.io.files import atomic_write
 from gamut.io.folders import load_config
 from gamut.io.keys.step_audio_2 import config_from_official
@@ -63,7 +64,7 @@ LARGE, MOST = 10**9, 3e-4  # parameters from which a peak learning rate above th
 
 def found(folder: str) -> Path:
     """A model's folder: as given, as it lies in the repository, or inside a run."""
-    path = Path(folder) if Path(folder).exists() else Path(__file__).parents[2] / folder
+    path = shipped(folder)
     return path / "model" if (path / "model" / "config.json").exists() else path
 
 

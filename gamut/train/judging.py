@@ -21,7 +21,7 @@ def train_speaker_judge(
     Ours. Cross entropy on frames rather than CTC: who speaks when is known, the strings being put together here.
     """
     torch.manual_seed(seed)
-    names = tuple(sorted(set(digits.speakers)))
+    names = tuple(digits.names)
     judge = DigitJudge(DigitJudgeConfig(width=width, classes=len(names), names=names))
 
     def step(data, phase: str):
