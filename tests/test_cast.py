@@ -28,6 +28,17 @@ def test_nothing_is_learned_that_is_examined():
 
 
 @recordings
+def test_a_person_left_out_is_nowhere():
+    train, test = (Cast.of(split, voice="jackson", without="theo") for split in ("train", "test"))
+    for cast in (train, test):
+        assert set(cast.names) == {"george", "jackson", "lucas", "nicolas", "yweweler"}
+        assert {clip.speaker for clip in cast.world.digits.clips} == set(cast.names)
+        assert [voice.name for voice in cast.people] == list(cast.names)
+    with pytest.raises(ValueError, match="nobody to leave out is called 'jackson'; there are george, lucas, nicolas"):
+        Cast.of("train", voice="jackson", without="jackson")
+
+
+@recordings
 def test_every_voice_can_be_found_and_spoken_in():
     cast = Cast.of("train", voice="lucas")
     codec = cast.codec(shipped("weights/step_audio_2_codec"))

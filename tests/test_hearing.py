@@ -45,6 +45,16 @@ def test_slots_by_hand():
     assert order_slots(strange, named, 1, 0, 0).slots.tolist() == [[-100, 0]]
 
 
+def test_orders_of_like_length_share_a_batch():
+    many = Orders([Clip(torch.randn(8000 + 800 * i), 16000, "", labels={"slots": {"coffeeDrink": "tea"}})
+                   for i in range(40)])  # fmt: skip
+    spread = []
+    for index in range(8):
+        lens = order_slots(many, values(many), 8, index, 0).lens
+        spread.append(int(lens.max() - lens.min()))
+    assert sum(spread) / 8 < 0.5 * 200  # lengths differ by 195 frames in all, and by up to 12 % in speed
+
+
 def test_an_encoder_learns_both(tmp_path):
     torch.manual_seed(0)
     encoder, run = AudioEncoder(AudioEncoderConfig(width=32, layers=1, heads=2, ffn=64)), Run.create(tmp_path, "r", {})

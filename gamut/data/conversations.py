@@ -20,7 +20,7 @@ from gamut.data.spoken import RATE, Digits
 from gamut.data.talks import TalkBatch, Voice, stacked, tokenizer
 from gamut.io.media import resample
 
-POOL = 4  # batches made together, so that rows of one length can be put side by side; ours
+POOL = 8  # batches made together, so that rows of one length can be put side by side; ours
 SAMPLE = 25  # tokens of the clip that a search for a voice returns, a second; ours
 PAUSE = 640  # samples of silence after each digit of an answer: two tokens. Ours
 

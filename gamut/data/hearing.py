@@ -16,6 +16,7 @@ from gamut.data.orders import Orders, hidden
 from gamut.data.spoken import RATE, Digits, noisy
 
 STEP = RATE // 25  # samples of a recording of digits per step of the encoder
+POOL = 4  # batches of orders drawn together, so that clips of one length can be put side by side; ours
 
 
 class Frames(NamedTuple):
@@ -68,11 +69,13 @@ def values(orders: Orders) -> dict[str, list[str]]:
 
 
 def order_slots(orders: Orders, named: dict[str, list[str]], size: int, index: int, seed: int) -> Ordered:
-    """Batch number ``index``: noisy orders with bands and moments hidden."""
-    rng = random.Random(f"hear orders {seed} {index}")
+    """Batch number ``index``: noisy orders with bands and moments hidden, of like length among ``POOL`` batches."""
+    pool, place = divmod(index, POOL)
+    deal, rng = random.Random(f"hear orders {seed} pool {pool}"), random.Random(f"hear orders {seed} {index}")
+    drawn = sorted(deal.choices(range(len(orders)), k=size * POOL), key=lambda which: len(orders.wavs[which]))
+    first = deal.sample(range(POOL), POOL)[place] * size
     mels, labels = [], []
-    for _ in range(size):
-        which = rng.randrange(len(orders))
+    for which in drawn[first : first + size]:
         mels.append(hidden(hear(noisy(orders.say(which, rng), rng, -4.5, -1.6), orders.rate), rng))
         labels.append([_place(named[name], orders.slots[which].get(name)) for name in named])
     return Ordered(*pad_mels(mels), torch.tensor(labels))

@@ -37,14 +37,24 @@ class Cast:
     names: Sequence[str]
 
     @classmethod
-    def of(cls, split: str, source: str = "auto", voice: str = "", fold: int = 0) -> "Cast":
-        """``split``: train or test. ``source``: as in ``sources.digits``. ``fold``: of the orders, kept to test."""
+    def of(cls, split: str, source: str = "auto", voice: str = "", fold: int = 0, without: str = "") -> "Cast":
+        """``split``: train or test. ``source``: as in ``sources.digits``. ``fold``: of the orders, kept to test.
+        ``without``: nothing that this person says is in it.
+
+        Raises:
+            ValueError: ``without`` is nobody, or ``voice``.
+        """
         spoken, orders = sources.digits(split, source), None
         try:
             orders = recorded_orders().fold(fold)[split == "test"]
         except (ValueError, ImportError) as error:
             warnings.warn(f"nothing about coffee: {error}", stacklevel=2)
         digits = Digits(spoken)
+        if without:
+            if without == voice or without not in digits.names:
+                others = ", ".join(name for name in digits.names if name != voice)
+                raise ValueError(f"nobody to leave out is called {without!r}; there are {others}")
+            digits = Digits(spoken, [name for name in digits.names if name != without])
         return cls(spoken, digits, orders, sorted(digits.names, key=lambda name: (name != voice, name)))
 
     @property

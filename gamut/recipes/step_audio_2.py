@@ -54,9 +54,7 @@ class Config:
     heads: int = 4  # paper 28 (released config.json)
     kv_heads: int = 2  # paper 4 (released config.json)
     ffn: int = 384  # paper 18944 (released config.json)
-    encoder_width: int = 128  # paper 1280 (released config.json)
-    encoder_layers: int = 3  # paper 32 (released config.json)
-    encoder_heads: int = 4  # paper 20 (released config.json)
+    encoder: tuple[int, int, int] = (128, 3, 4)  # paper: 1280 wide, 32 layers, 20 heads (released)
     adapter: int = 256  # paper 2048 (released config.json); hidden channels
     hear_steps: int = 3600  # ours; updates of the encoder, where the paper takes a trained one
     align_steps: int = 100  # paper 12000 (§4.1); updates of the adaptor alone
@@ -67,15 +65,17 @@ class Config:
     init: str = ""  # ours; folder of a model to start from, whose sizes then count; stages of 0 steps are left out
     each: int = 50  # ours; conversations of every kind in the examination
     codec: str = "weights/step_audio_2_codec"  # ours; folder with a codec and its judges
+    without: str = ""  # ours; nothing this person says is learned from; asks in an examination of its own
     source: str = "auto"  # ours; recordings, synthetic (espeak-ng), or auto: recordings if they can be had
     seed: int = 0  # ours; also says which fifth of the coffee orders is kept for the examination
 
 
 TINY = Config()
-PAPER = replace(TINY, width=3584, layers=28, heads=28, kv_heads=4, ffn=18944, encoder_width=1280, encoder_layers=32,
-                encoder_heads=20, adapter=2048, align_steps=12000, lr=2e-5)  # fmt: skip
+PAPER = replace(TINY, width=3584, layers=28, heads=28, kv_heads=4, ffn=18944, encoder=(1280, 32, 20),
+                adapter=2048, align_steps=12000, lr=2e-5)  # fmt: skip
 PAPER_VOCAB = 158720
 MAIN = mix(transcribe=0.4, read=0.25, written=0.2, count_on=0.05, who=0.1)  # ours
+HEARD = mix(transcribe=1, sum=1, difference=1, maximum=1, reverse=1, calculator=1, memory=1)  # asked by a stranger
 PARTS = {"hear": 1.5, "align": 2.0, "main": 1.0, "sft": 1.0}  # of lr; paper (§4): align 5, main 1, sft 0.5
 WEIGHTS = "weights/step_audio_2"
 VOICE = "jackson"  # who of the recorded people answers; ours
@@ -85,8 +85,8 @@ TAKES = 12  # recordings of each digit that answers in a voice are put together 
 def model_config(cfg: Config, vocab: int, **ids: int) -> OmniConfig:
     lm = LMConfig(vocab, cfg.width, cfg.layers, cfg.heads, cfg.kv_heads, cfg.width // cfg.heads, cfg.ffn,
                   qkv_bias=True, max_positions=16384)  # fmt: skip
-    audio = AudioEncoderConfig(width=cfg.encoder_width, layers=cfg.encoder_layers, heads=cfg.encoder_heads,
-                               ffn=4 * cfg.encoder_width, edge="closed")  # fmt: skip
+    width, layers, heads = cfg.encoder
+    audio = AudioEncoderConfig(width=width, layers=layers, heads=heads, ffn=4 * width, edge="closed")
     return OmniConfig(lm, audio, cfg.adapter, **ids)
 
 
@@ -131,7 +131,7 @@ def learn_to_talk(cfg: Config, model: Omni, talks: Conversations, origin: str, r
 
 
 def main(cfg: Config = TINY, run: Run | None = None) -> Result:
-    cast = Cast.of("train", cfg.source, VOICE, cfg.seed % FOLDS)
+    cast = Cast.of("train", cfg.source, VOICE, cfg.seed % FOLDS, cfg.without)
     world, codec = cast.world, cast.codec(shipped(cfg.codec))
     if cast.orders:
         world = replace(world, orders=helped(cast.orders))
@@ -155,8 +155,13 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
 def measured(cfg: Config, speaker: Speaker, cast: Cast) -> Result:
     """Held-out recordings ask, judges listen; the voices to be found are those of ``cast``."""
     judge, ear = (gamut.load(shipped(cfg.codec) / name) for name in ("digitjudge", "speakerjudge"))
-    asking = Cast.of("test", cfg.source, VOICE, cfg.seed % FOLDS)
-    metrics, played = examine(speaker, judge, ear, asking.world, cast.people, cast.menu, each=cfg.each, seed=cfg.seed)
+    asking = Cast.of("test", cfg.source, VOICE, cfg.seed % FOLDS, cfg.without)
+    given = {"each": cfg.each, "seed": cfg.seed}
+    metrics, played = examine(speaker, judge, ear, asking.world, cast.people, cast.menu, **given)
+    if cfg.without:
+        world = replace(asking.world, digits=Digits(Cast.of("train", cfg.source).spoken, (cfg.without,)))
+        found, _ = examine(speaker, judge, None, world, cast.people, cast.menu, scripts=HEARD, **given)
+        metrics |= {f"stranger/{name}": value for name, value in found.items()}
     steps = {"encoder": cfg.hear_steps, "transcripts and reading aloud": cfg.main_steps, "conversations": cfg.sft_steps}
     others = {"began as": shipped(cfg.init)} if cfg.init else {}
     made = provenance(asking.origin, steps, metrics, others | {"shipped": shipped(WEIGHTS)})

@@ -60,7 +60,7 @@ def learn_to_hear(
 
     def make(index: int) -> Frames | Ordered:
         if orders and index % 2:
-            return order_slots(orders, named, batch, index, seed)
+            return order_slots(orders, named, batch, index // 2, seed)
         return digit_frames(digits, batch, index, seed)
 
     fit(step, nn.ModuleDict({"encoder": encoder, "heads": heads, "slots": slots}), Batches(make), steps=steps,
