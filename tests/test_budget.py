@@ -129,6 +129,8 @@ def test_impossible_budgets_say_why():
         resource_plan(2e9, 1e21, 1e11, 0.001)
     with pytest.raises(ValueError, match="N must be above 0"):
         resource_plan(-1, 1e20)
+    with pytest.raises(ValueError, match="C must be above 0 and finite, got inf"):
+        resource_plan(2e9, float("inf"))
     with pytest.raises(ValueError, match=r"activation_rate must lie in \(0, 1\]"):
         resource_plan(2e9, 1e20, activation_rate=20)
     with pytest.raises(ValueError, match="less than one batch"):

@@ -311,11 +311,18 @@ def test_plans_from_the_command_line():
         Cluster(longest=0)
     problem = parse_models("a:4:4:2:4:1,b:2:2:1:2:1", 0.0)
     assert list(compare(problem, 0, 0)) == ["serial 1F1B", "greedy"]
+    chunked = parse_models("a:4:8:2:4:1:2,b:2:4:1:2:1:3", 0.5)
+    assert [chain.nodes for chain in chunked.chains] == [(0, 1, 2, 3) * 2, (1, 0) * 3, (3, 2) * 3]
+    assert chunked.work == parse_models("a:4:8:2:4:1,b:2:4:1:2:1", 0.5).work
+    assert all(simulate(chunked, rows).makespan >= lower_bound(chunked) for rows in compare(chunked, 0, 0).values())
 
 
 @pytest.mark.parametrize("typed, said", [
     ("--instance 12", "instance must be 0 to 11, got 12; own problems: --models"),
     ("--models a:4:4:-2:4:1", "a has -2, 4, 0, 1"),
+    ("--models a:0:4:2:4:1", "model a has 0 stages in 1 chunks; allowed: stages of 1 or more"),
+    ("--models a:4:4:2:4:1:0", "model a has 4 stages in 0 chunks"),
+    ("--models a:4:4:2:4:1:x", "MEMORY.:CHUNKS., got 'a:4:4:2:4:1:x'"),
     ("--models a:4:4:2:4:1 --send -1", "send must be >= 0 and finite, got -1"),
     ("--classic foo", "unknown schedule 'foo'; allowed: gpipe"),
     ("--seconds -1", "--seconds must be 0 or more and finite, got -1"),

@@ -210,6 +210,15 @@ def test_rows_are_filtered_from_the_command_line(tmp_path, capsys):
         scaling_command.main(path, **{**told, "target_n": 7})
 
 
+@pytest.mark.parametrize("swap, match", [(False, "N and D are nearly collinear"), (True, "N and D swapped")])
+def test_a_budget_without_an_optimum_says_what_is_odd_about_the_table(tmp_path, swap, match):
+    N = np.geomspace(1e8, 3e9, 10)
+    D = 20 * N * (1 + 0.01 * (-1) ** np.arange(10))
+    table = ScalingTable(N=D if swap else N, D=N if swap else D, loss=1.7 + 400 / N**0.34 + 410 / D**0.28)
+    with pytest.raises(ValueError, match=f"no compute-optimal point .* careful: .*{match}"):
+        scaling_command.main(table.write(tmp_path / "line.csv"), target_flops=1e22, dn_range=(9e3, 1e4))
+
+
 def test_public_tables_say_where_they_are_looked_for(monkeypatch):
     monkeypatch.delenv("GAMUT_DATA", raising=False)
     with pytest.raises(ValueError, match="set GAMUT_DATA"):

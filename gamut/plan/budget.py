@@ -115,8 +115,11 @@ def resource_plan(
             under one batch.
     """
     for name, value in (("N", N), ("C", C), ("D_unique", D_unique), ("sequence", sequence)):
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value}; for example N=2.15e9, C=9.3e20, D_unique=6.5e10")
+        if not value > 0 or (math.isinf(value) and name != "D_unique"):
+            raise ValueError(
+                f"{name} must be above 0{'' if name == 'D_unique' else ' and finite'}, got {value}; "
+                "for example N=2.15e9, C=9.3e20, D_unique=6.5e10"
+            )
     shape = layout(N, activation_rate, head_dim=head_dim)
     N, C, D_unique, activation_rate = map(float, (N, C, D_unique, activation_rate))
     tokens = C / shape.flops(sequence)

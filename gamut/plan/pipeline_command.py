@@ -20,7 +20,7 @@ class Options:
     """
 
     instance: int = 8  # of the paper's Table 3, 0 to 11
-    models: str = ""  # own problem, a model each: NAME:STAGES:MICRO:FORWARD:BACKWARD:MEMORY, joined by commas
+    models: str = ""  # own problem, a model each: NAME:STAGES:MICRO:FORWARD:BACKWARD:MEMORY[:CHUNKS], joined by commas
     classic: str = ""  # gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-v, chimera or dualpipe, on --nodes with --micro
     nodes: int = 8  # of a classic schedule
     micro: int = 16  # micro-batches of a classic schedule
@@ -34,7 +34,7 @@ class Options:
 
 def parse_models(text: str, send: float) -> Problem:
     """The first model runs over all nodes in order; the others the other way, in as many pipelines as fit beside each
-    other.
+    other. CHUNKS (1 if not given): parts of a stage that a node holds, interleaved; times and memory are of all of it.
 
     >>> [chain.nodes for chain in parse_models("a:4:8:2:4:1,b:2:4:1:2:1", 0.0).chains]
     [(0, 1, 2, 3), (1, 0), (3, 2)]
@@ -42,19 +42,24 @@ def parse_models(text: str, send: float) -> Problem:
     chains: list[Chain] = []
     for number, one in enumerate(text.split(",")):
         try:
-            name, stages, micro, forward, backward, memory = one.split(":")
+            name, stages, micro, forward, backward, memory, *more = one.split(":")
             sizes, times = (int(stages), int(micro)), (float(forward), float(backward), float(memory))
+            (chunks,) = map(int, more or ["1"])
         except ValueError as error:
             raise ValueError(
-                f"a model is NAME:STAGES:MICRO:FORWARD:BACKWARD:MEMORY, got '{one}'; for example "
+                f"a model is NAME:STAGES:MICRO:FORWARD:BACKWARD:MEMORY[:CHUNKS], got '{one}'; for example "
                 "--models actor:8:16:5:10:2,critic:4:8:4:8:2"
             ) from error
-        nodes = len(chains[0].nodes) if chains else sizes[0]
-        if sizes[0] < 1 or nodes % sizes[0]:
-            raise ValueError(f"model {name} has {sizes[0]} stages; allowed: divisors of the first model's {nodes}")
+        nodes = len(set(chains[0].nodes)) if chains else sizes[0]
+        if sizes[0] < 1 or chunks < 1 or nodes % sizes[0]:
+            some = f"divisors of the first model's {nodes}" if chains else "stages of 1 or more"
+            raise ValueError(
+                f"model {name} has {sizes[0]} stages in {chunks} chunks; allowed: {some}, chunks 1 or more"
+            )
+        costs = [value / chunks for value in times]
         for first in range(0, nodes, sizes[0]):
-            here = tuple(range(first, first + sizes[0]))
-            chains.append(Chain(here[::-1] if number else here, sizes[1], *times[:2], 0.0, times[2], name))
+            here = tuple(range(first, first + sizes[0]))[:: -1 if number else 1]
+            chains.append(Chain(here * chunks, sizes[1], *costs[:2], 0.0, costs[2], name))
     return Problem(tuple(chains), send)
 
 

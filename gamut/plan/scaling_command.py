@@ -92,7 +92,10 @@ def _answer(
     asked(*wanted)  # before the seconds of a fit
     runs = ScalingTable.read(table, **told)
     surface = fit(runs, law, seed=seed)
-    aim = target(surface, *wanted, dn_range)
+    try:
+        aim = target(surface, *wanted, dn_range)
+    except ValueError as error:  # the table's doubts are often why: columns swapped, N and D collinear
+        raise ValueError("; ".join([str(error), *(f"careful: {note}" for note in surface.notes)])) from None
     print("\n".join(summary(runs, surface, aim)))
     if json:
         print(surface.save(json))

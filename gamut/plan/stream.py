@@ -101,14 +101,16 @@ class Options:
     """Simulate an RL run: colocated, mini-batch pipelined, streamed, one-step and fully asynchronous."""
 
     model: str = "7b"  # 7b, 32b, 72b, or SIZEb:LAYERS:HEADS:KV_HEADS:WIDTH
-    gpus: str = "32xH800"  # one pool to split; or GENERATE+TRAIN as 32xH20+16xH800
+    gpus: str = "32xH800"  # one pool to split; or GENERATE+TRAIN as 32xH20+16xH800; any GPU: 8xNAME:TFLOPS:GB:TB/s:COST
     lengths: str = "20k"  # 5k, 10k, 20k (StreamRL Figure 7), or a CSV histogram (start, end, weight) or trace (length)
     batch: int = 1024  # samples of an iteration
     prompt: float = 300.0  # tokens of a prompt
     tp: Literal["auto"] | int = "auto"  # GPUs of one replica that generates; auto: the fewest that hold 24 samples
     use: float = USE  # share of the peak FLOPS that training reaches
     wire: float = 25e9  # bytes per second for new weights; 10e9 is an 80 Gbps line
-    policy: str = "best"  # fifo, lpt, round, skew, skew-max or best (tries the last three), of the streamed modes
+    # order of prompts in the streamed modes: fifo (by chance), lpt (longest first), round (longest first, dealt in
+    # turn), skew (Algorithm 2), skew-max (the same by its slower side), best (of the last three, by simulation)
+    policy: str = "best"
     noise: float = MISSED  # share of prompts whose length the ranker misses by a factor of two; 0 is an oracle
     iterations: int = 4
     seed: int = 0
@@ -130,6 +132,11 @@ def read_job(options: Options) -> tuple[Job, int, int]:
         raise ValueError(
             f"batch and iterations must be >= 1 and use in (0, 1]; got {options.batch}, {options.iterations}, "
             f"{options.use}"
+        )
+    if min(options.prompt, options.seed) < 0 or not 0 <= options.noise <= 1 or not options.wire > 0:
+        raise ValueError(
+            "prompt and seed must be >= 0, noise in [0, 1] and wire above 0; got "
+            f"{options.prompt:g}, {options.seed}, {options.noise:g}, {options.wire:g}"
         )
     lengths = figure7(options.lengths) if options.lengths in ("5k", "10k", "20k") else read_lengths(options.lengths)
     model, generator = parse_model(options.model), pools[0][1]

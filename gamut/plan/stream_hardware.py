@@ -16,14 +16,13 @@ class Gpu:
     flops: float  # dense BF16
     memory: float
     bandwidth: float  # of its memory
-    link: float  # between GPUs of one machine
     cost: float  # of one GPU; 1/8 of the relative cost of a machine of 8
 
 
 GPUS = {
-    "H20": Gpu("H20", 148e12, 96e9, 4.0e12, 900e9, 1.00 / 8),  # Table 1
-    "H800": Gpu("H800", 989.5e12, 80e9, 3.35e12, 400e9, 2.85 / 8),  # Table 1
-    "H100": Gpu("H100", 989.5e12, 80e9, 3.35e12, 900e9, 2.85 / 8),  # data sheet of the maker; cost as H800, ours
+    "H20": Gpu("H20", 148e12, 96e9, 4.0e12, 1.00 / 8),  # Table 1
+    "H800": Gpu("H800", 989.5e12, 80e9, 3.35e12, 2.85 / 8),  # Table 1
+    "H100": Gpu("H100", 989.5e12, 80e9, 3.35e12, 2.85 / 8),  # data sheet of the maker; cost as H800, ours
 }
 
 
@@ -149,15 +148,28 @@ def slots(model: Model, gpu: Gpu, tp: int, tokens: float, share: float = 0.9) ->
 
 
 def parse_gpus(text: str) -> tuple[int, Gpu]:
-    """``32xH800`` -> (32, the GPU).
+    """``32xH800`` -> (32, the GPU). Any other one as ``32xNAME:TFLOPS:GB:TB/s:COST``: dense BF16, memory, its
+    bandwidth, and the cost of one GPU in any unit that all pools share.
 
-    >>> parse_gpus("32xH800")[0], parse_gpus("8xh20")[1].name
-    (32, 'H20')
+    >>> parse_gpus("32xH800")[0], parse_gpus("8xh20")[1].name, parse_gpus("8xB1:2250:192:8:0.6")[1].memory
+    (32, 'H20', 192000000000.0)
     """
-    count, _, name = text.partition("x")
-    if not count.isdigit() or int(count) < 1 or name.upper() not in GPUS:
-        raise ValueError(f"GPUs are given as COUNTxNAME, got '{text}'; names: {', '.join(GPUS)}; for example 32xH800")
-    return int(count), GPUS[name.upper()]
+    count, _, what = text.partition("x")
+    name, *own = what.split(":")
+    try:
+        if not count.isdigit() or int(count) < 1 or len(own) not in (0, 4) or not name:
+            raise ValueError(text)
+        if not own:
+            return int(count), GPUS[name.upper()]
+        flops, memory, bandwidth, cost = map(float, own)
+        if not all(0 < value < np.inf for value in (flops, memory, bandwidth, cost)):
+            raise ValueError(text)
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"GPUs are given as COUNTxNAME, got '{text}'; names: {', '.join(GPUS)}; for example 32xH800; any other as "
+            "COUNTxNAME:TFLOPS:GB:TB/s:COST, all above 0, for example 32xB200:2250:192:8:0.6"
+        ) from None
+    return int(count), Gpu(name, flops * 1e12, memory * 1e9, bandwidth * 1e12, cost)
 
 
 def parse_model(name: str) -> Model:
