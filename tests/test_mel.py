@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from gamut.codecs import mel
 from gamut.codecs.codec import Codec
 from gamut.codecs.fbank import fbank
-from gamut.codecs.griffin_lim import griffin_lim, log_mel
-from gamut.codecs.vocoder_mel import mel22, mel24
+from gamut.codecs.griffin_lim import griffin_lim
+from gamut.codecs.vocoder_mel import log_mel, mel22, mel24
 from gamut.io.media import resample
 
 SMALL = {"rate": 8000, "n_fft": 256, "hop": 80}

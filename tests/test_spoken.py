@@ -8,7 +8,8 @@ import torch
 from gamut.codecs.mel import hear, patches
 from gamut.data.noise import not_speech, padded
 from gamut.data.sources import Clip
-from gamut.data.spoken import RATE, TASKS, Digits, noisy, stretched
+from gamut.data.spoken import RATE, Digits, noisy, stretched
+from gamut.data.talks import TASKS
 
 
 def clips(rate: int = RATE) -> list[Clip]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +18,7 @@ from gamut.codecs.flow import Voice, start
 from gamut.io.meta import meta
 from gamut.io.pretrained import Plain, Pretrained
 from gamut.losses.flow import Stats, dropped, flow_matching
-from gamut.nn.conformer import Conformer
+from gamut.nn.conformer import Block, Entrance, positions
 from gamut.nn.linear import Linear
 from gamut.nn.ode import cosine, cosine_times, euler, guided
 from gamut.nn.unet1d import UNet1d
@@ -49,6 +49,26 @@ class FlowV1Config(Plain):
     unet_head_dim: int = 64
     guidance: float = 0.7
     steps: int = 10
+
+
+class Conformer(nn.Module):
+    """One vector per token, each sees every other."""
+
+    def __init__(self, inputs: int, width: int, layers: int, heads: int, ffn: int):
+        super().__init__()
+        self.entrance = Entrance(inputs, width)
+        self.blocks = nn.ModuleList(Block(width, heads, ffn) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, 1e-5)
+
+    def forward(
+        self, x_BNI: Float[Tensor, "B N I"], mask: Bool[Tensor, "#B 1 #N N"] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """``mask`` says which keys count."""
+        x, N = self.entrance(x_BNI), x_BNI.shape[1]
+        table = positions(N, N, x.shape[-1], x)
+        for block in self.blocks:
+            x = block(x, table, mask)
+        return self.norm(x)
 
 
 class LengthRegulator(nn.Module):

@@ -1,4 +1,4 @@
-"""A log-mel that can be undone, and Griffin-Lim, which undoes it: sound without a vocoder.
+"""Griffin-Lim: sound out of a log-mel without a vocoder.
 
 T samples · F frames · M mel channels · P samples known
 """
@@ -11,24 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from gamut.codecs.mel import filtered, hann, mel_filters, stft
-
-
-def log_mel(
-    wav: Float[Tensor, "*B T"], *, rate: int, n_fft: int, hop: int, mels: int, win: int | None = None,
-    fmin: float = 0.0, fmax: float | None = None,
-) -> Float[Tensor, "*B M F"]:
-    """Natural-log magnitude mel with centred frames, floored at 1e-5: the one ``griffin_lim`` undoes. Ours.
-
-    Returns:
-        T // hop frames; frame f is centred on sample f * hop.
-    Raises:
-        ValueError: for sound shorter than one hop.
-    """
-    if wav.shape[-1] < hop:
-        raise ValueError(f"a log-mel needs at least one hop of {hop} samples, got {wav.shape[-1]}")
-    magnitude = stft(wav, n_fft, hop, win=win)[..., :wav.shape[-1] // hop].abs()
-    return filtered(magnitude, rate, n_fft, mels, fmin, fmax).clamp(min=1e-5).log()
+from gamut.codecs.mel import hann, mel_filters, stft
 
 
 @functools.lru_cache(maxsize=16)
@@ -44,7 +27,7 @@ def griffin_lim(
     fmax: float | None = None, iterations: int = 32, momentum: float = 0.99, seed: int = 0,
     known: Float[Tensor, "*B P"] | None = None,
 ) -> Float[Tensor, "*B T"]:
-    """Sound whose ``log_mel`` (same settings) is close to ``mel``: pseudo-inverse of the filters, then fast
+    """Sound whose ``vocoder_mel.log_mel`` (same settings) is close to ``mel``: pseudo-inverse of the filters, then fast
     Griffin-Lim (Perraudin, Balazs, Søndergaard 2013) from a seeded random phase.
 
     Args:

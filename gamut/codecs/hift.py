@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gamut.codecs.hift_stream import HiFTStream
 from gamut.codecs.mel import hann
 from gamut.codecs.vocoder_mel import vocoder_mel
 from gamut.io.pretrained import Plain, Pretrained
@@ -159,15 +158,3 @@ class HiFT(Pretrained, nn.Module):
         if before is not None:
             source_BT[:, : before.shape[-1]] = before
         return self(mel_BMF, source_BT), source_BT
-
-    def streaming(self, batch: int = 1, chunk: int | None = 50, context: int = 8) -> HiFTStream:
-        """A decoder that takes mels as they come; see ``HiFTStream``.
-
-        Args:
-            chunk: frames decoded at a time (50 are the 25 tokens of the released wrapper); None: what a call brings.
-            context: frames decoded again with the next chunk; as many frames of sound are cross-faded and held back.
-        """
-        return HiFTStream(
-            self.decode_with_source, lambda frames, number: self.noise(batch, frames, number), self.config.hop,
-            self.pre.weight.new_zeros(batch, self.config.mels, 0), chunk, context,
-        )  # fmt: skip

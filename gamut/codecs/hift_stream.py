@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gamut.codecs.hift import HiFT
 from gamut.nn.vocoder import Noise
 
 Decode = Callable[[Tensor, Noise, Tensor | None], tuple[Tensor, Tensor]]
@@ -16,7 +17,7 @@ Decode = Callable[[Tensor, Noise, Tensor | None], tuple[Tensor, Tensor]]
 
 class HiFTStream:
     """Decodes ``chunk`` frames at a time behind the last ``context`` ones, and holds back the end of what it has made
-    until it can be faded into the next chunk. ``HiFT.streaming`` opens one.
+    until it can be faded into the next chunk. ``streaming`` opens one.
 
     What is returned depends on ``chunk`` alone, never on how frames were cut into calls (with ``chunk`` None each call
     is one, the first of at least ``context`` frames). The lengths of all pieces add up to F * hop, but the sound is not
@@ -88,3 +89,15 @@ class HiFTStream:
         self.mel_BMF, self.source_BT, self.tail_BT = mel[..., -self.context :], source[:, -self.seam :], wav[:, cut:]
         self.done += 1
         return wav[:, :cut]
+
+
+def streaming(hift: HiFT, batch: int = 1, chunk: int | None = 50, context: int = 8) -> HiFTStream:
+    """A decoder that takes mels as they come.
+
+    Args:
+        chunk: frames decoded at a time (50 are the 25 tokens of the released wrapper); None: what a call brings.
+        context: frames decoded again with the next chunk; as many frames of sound are cross-faded and held back.
+    """
+    silence = hift.pre.weight.new_zeros(batch, hift.config.mels, 0)
+    return HiFTStream(hift.decode_with_source, lambda frames, number: hift.noise(batch, frames, number),
+                      hift.config.hop, silence, chunk, context)  # fmt: skip

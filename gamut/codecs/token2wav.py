@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gamut.codecs.flow import Flow, FlowConfig, Voice
 from gamut.codecs.flow_stream import FlowState, FlowStream, Rules, begin, together
 from gamut.codecs.hift import HiFT, HiFTConfig
+from gamut.codecs.hift_stream import streaming
 from gamut.io.folders import read_tensors, write_tensors
 from gamut.io.meta import meta
 from gamut.io.pretrained import Plain, Pretrained
@@ -159,7 +160,7 @@ class WavStream:
 
     def __init__(self, codec: Token2Wav, states: Sequence[FlowState], chunk: int | Sequence[int] | None = None):
         self.flow = FlowStream(codec.flow, states, chunk)
-        self.hift = codec.hift.streaming(len(states), chunk=None)  # a piece of the flow is a piece of the vocoder
+        self.hift = streaming(codec.hift, len(states), chunk=None)  # a piece of the flow is a piece of the vocoder
 
     def decode(self, ids_BN: Int[Tensor, "B N"]) -> Float[Tensor, "B T"]:
         """Take more tokens, return the sound that is ready (often none)."""

@@ -1,4 +1,4 @@
-"""Log-mels in the HiFi-GAN manner, which flows make and vocoders turn into sound.
+"""Natural-log mels: in the HiFi-GAN manner, which flows make and vocoders turn into sound; and with centred frames.
 
 T samples · F frames · M mel channels
 """
@@ -27,3 +27,20 @@ def vocoder_mel(
 RATE24 = 24000  # Hz
 mel24 = functools.partial(vocoder_mel, rate=RATE24, n_fft=1920, hop=480)  # 50 Hz, Step-Audio 2's flow and vocoder
 mel22 = functools.partial(vocoder_mel, rate=22050, n_fft=1024, hop=256)  # Step-Audio's
+
+
+def log_mel(
+    wav: Float[Tensor, "*B T"], *, rate: int, n_fft: int, hop: int, mels: int, win: int | None = None,
+    fmin: float = 0.0, fmax: float | None = None,
+) -> Float[Tensor, "*B M F"]:
+    """Natural-log magnitude mel with centred frames, floored at 1e-5: the one ``griffin_lim`` undoes. Ours.
+
+    Returns:
+        T // hop frames; frame f is centred on sample f * hop.
+    Raises:
+        ValueError: for sound shorter than one hop.
+    """
+    if wav.shape[-1] < hop:
+        raise ValueError(f"a log-mel needs at least one hop of {hop} samples, got {wav.shape[-1]}")
+    magnitude = stft(wav, n_fft, hop, win=win)[..., :wav.shape[-1] // hop].abs()
+    return filtered(magnitude, rate, n_fft, mels, fmin, fmax).clamp(min=1e-5).log()

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gamut.codecs.griffin_lim import log_mel
+from gamut.codecs.vocoder_mel import log_mel
 from gamut.data.noise import not_speech, padded
 from gamut.data.spoken import RATE, Digits, noisy
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from gamut.codecs.prompts import READ_ALOUD
 from gamut.data.dialogues import Dialogue, Turn
 from gamut.data.orders import Orders
-from gamut.data.spoken import TASKS, Digits, Task, noisy
+from gamut.data.spoken import Digits, noisy
+from gamut.data.talks import TASKS, Task
 
 ASSIST, ASSIST_ALOUD = "Use a tool where it takes one.", "Speak. Use a tool where it takes one."
 CONVERSE, CONVERSE_ALOUD = "Answer in writing.", "Answer aloud."

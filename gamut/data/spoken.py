@@ -1,7 +1,7 @@
-"""A world of spoken numbers whose truth is known: strings of single recorded digits, and tasks on them."""
+"""Spoken numbers whose truth is known: strings of single recorded digits."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gamut.codecs.mel import levelled
-from gamut.codecs.prompts import TRANSCRIBE
 from gamut.data.sources import Clip
 
 RATE = 8000  # Hz
@@ -23,32 +22,6 @@ class Said:
     digits: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     speakers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is asked of the digits heard. ``answer`` gives the digits to write and to say."""
-
-    name: str
-    prompt: str
-    counts: tuple[int, ...]  # how many digits the question may hold
-    answer: Callable[[Sequence[int]], str]
-    weight: float  # how often it leads a batch
-    tool: str = ""  # the operator, where a calculator is to be called
-
-
-def _row(digits: Sequence[int]) -> str:
-    return "".join(map(str, digits))
-
-
-TASKS = (
-    Task("transcribe", TRANSCRIBE, (1, 2, 3, 4, 5, 6), _row, 0.3),
-    Task("sum", "Say the sum of the two numbers.", (2,), lambda d: str(d[0] + d[1]), 0.35),
-    Task("difference", "Say how far apart the two numbers are.", (2,), lambda d: str(abs(d[0] - d[1])), 0.3),
-    Task("maximum", "Say the larger of the two numbers.", (2,), lambda d: str(max(d)), 0.12),
-    Task("reverse", "Say the numbers in reverse.", (2, 3, 4), lambda d: _row(d[::-1]), 0.5),
-    Task("product", "Multiply the two numbers with the calculator.", (2,), lambda d: str(d[0] * d[1]), 0.06, tool="*"),
-)
 
 
 class Digits:

@@ -1,7 +1,7 @@
 """Conversations side by side, as Step-Audio 2 learns from them, and a small vocabulary to write them in."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -11,11 +11,36 @@ from torch import Tensor
 
 from gamut.codecs.chat import AUDIO_END, AUDIO_PATCH, AUDIO_START, BOT, EOT, TTS_END, TTS_PAD, TTS_START
 from gamut.codecs.mel import pad_mels
-from gamut.codecs.prompts import READ_ALOUD
+from gamut.codecs.prompts import READ_ALOUD, TRANSCRIBE
 from gamut.codecs.text import Tokenizer
-from gamut.data.spoken import TASKS
 
 ROLES = ("system", "human", "assistant", "function_output", "tool_json_schemas")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of the digits heard. ``answer`` gives the digits to write and to say."""
+
+    name: str
+    prompt: str
+    counts: tuple[int, ...]  # how many digits the question may hold
+    answer: Callable[[Sequence[int]], str]
+    weight: float  # how often it leads a batch
+    tool: str = ""  # the operator, where a calculator is to be called
+
+
+def _row(digits: Sequence[int]) -> str:
+    return "".join(map(str, digits))
+
+
+TASKS = (
+    Task("transcribe", TRANSCRIBE, (1, 2, 3, 4, 5, 6), _row, 0.3),
+    Task("sum", "Say the sum of the two numbers.", (2,), lambda d: str(d[0] + d[1]), 0.35),
+    Task("difference", "Say how far apart the two numbers are.", (2,), lambda d: str(abs(d[0] - d[1])), 0.3),
+    Task("maximum", "Say the larger of the two numbers.", (2,), lambda d: str(max(d)), 0.12),
+    Task("reverse", "Say the numbers in reverse.", (2, 3, 4), lambda d: _row(d[::-1]), 0.5),
+    Task("product", "Multiply the two numbers with the calculator.", (2,), lambda d: str(d[0] * d[1]), 0.06, tool="*"),
+)
 
 
 @dataclass(frozen=True)

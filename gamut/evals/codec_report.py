@@ -9,14 +9,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gamut.codecs.flow import Voice
+from gamut.codecs.flow import Flow, Voice
 from gamut.codecs.griffin_lim import griffin_lim
+from gamut.codecs.hift import HiFT
 from gamut.codecs.mel import WHISPER_RATE
 from gamut.codecs.s3_tokenizer import S3Tokenizer
 from gamut.codecs.token2wav import Token2Wav
 from gamut.codecs.vocoder_mel import RATE24
 from gamut.data.spoken import RATE, Digits
-from gamut.data.voiced import speech_mel, whole
+from gamut.data.voiced import speech_mel, voices, whole
 from gamut.evals.audio import resynthesis_scores
 from gamut.evals.judges import hear, who
 from gamut.io.media import resample
@@ -24,6 +25,11 @@ from gamut.io.report import Audio, Card, Columns, Heading, Mel
 from gamut.models.judge import DigitJudge
 
 AT_ONCE = 30  # recordings in one batch of the flow
+
+
+def assembled(flow: Flow, hift: HiFT, digits: Digits) -> Token2Wav:
+    """Both halves as one decoder, with the voices of ``digits``."""
+    return Token2Wav.of(flow, hift, voices(digits))
 
 
 def tokens(tokenizer: S3Tokenizer, wav_T: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ from gamut.data.scripts import (
     describe,
     order_turn,
 )
-from gamut.data.spoken import RATE, TASKS, Digits, at_ratio
+from gamut.data.spoken import RATE, Digits, at_ratio
+from gamut.data.talks import TASKS
 from gamut.evals.judges import Sphinx, who
 from gamut.evals.judges import hear as judged
 from gamut.evals.metrics import error_rate

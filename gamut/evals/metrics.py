@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from gamut.codecs.griffin_lim import log_mel
+from gamut.codecs.vocoder_mel import log_mel
 
 APOSTROPHES = "'\N{RIGHT SINGLE QUOTATION MARK}"
 

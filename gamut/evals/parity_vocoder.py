@@ -5,6 +5,7 @@ import math
 import torch
 
 from gamut.codecs.hift import HiFT, HiFTConfig
+from gamut.codecs.hift_stream import streaming
 from gamut.evals.fixtures import Fixture, Ours
 from gamut.io.folders import load_strict
 from gamut.io.keys import hift as keys
@@ -54,7 +55,7 @@ def run_hift_stream(fixture: Fixture) -> dict[str, Ours]:
         raise ValueError(f"source_cache_len must be mel_cache_len frames of {model.config.hop} samples, got "
                          f"{c['source_cache_len']} for {context}")
     count = sum(name.startswith("stream.mel.") for name in fixture.inputs)
-    stream, ours = model.streaming(chunk=None, context=context), {}
+    stream, ours = streaming(model, chunk=None, context=context), {}
     for k in range(count):
         wav = stream.decode(fixture.inputs[f"stream.mel.{k}"], _noise(fixture, "stream.", f".{k}"))
         if k == count - 1:

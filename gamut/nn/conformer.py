@@ -114,26 +114,6 @@ class Entrance(nn.Module):
         return self.norm(self.linear(x)) * math.sqrt(self.norm.normalized_shape[0])
 
 
-class Conformer(nn.Module):
-    """Step-Audio's: one vector per token, each sees every other."""
-
-    def __init__(self, inputs: int, width: int, layers: int, heads: int, ffn: int):
-        super().__init__()
-        self.entrance = Entrance(inputs, width)
-        self.blocks = nn.ModuleList(Block(width, heads, ffn) for _ in range(layers))
-        self.norm = nn.LayerNorm(width, 1e-5)
-
-    def forward(
-        self, x_BNI: Float[Tensor, "B N I"], mask: Bool[Tensor, "#B 1 #N N"] | None = None
-    ) -> Float[Tensor, "B N D"]:
-        """``mask`` says which keys count."""
-        x, N = self.entrance(x_BNI), x_BNI.shape[1]
-        table = positions(N, N, x.shape[-1], x)
-        for block in self.blocks:
-            x = block(x, table, mask)
-        return self.norm(x)
-
-
 class EncoderPast:
     """What one stream has behind it: keys and values at both rates, and the steps before each causal convolution."""
 

@@ -15,17 +15,6 @@ from torch import Tensor
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
-def linear_times(steps: int) -> Float[Tensor, " K"]:
-    """``steps + 1`` times from 0 to 1, evenly spaced.
-
-    Raises:
-        ValueError: for fewer than one step.
-    """
-    if steps < 1:
-        raise ValueError(f"a solver needs at least 1 step, got {steps}; Step-Audio 2 takes 10")
-    return torch.linspace(0, 1, steps + 1)
-
-
 def cosine(t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """1 - cos(pi t / 2): from [0, 1] onto itself, denser near 0, where the noise is. Source: CosyVoice's flow."""
     return 1 - torch.cos(t * (math.pi / 2))
@@ -34,10 +23,15 @@ def cosine(t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 def cosine_times(steps: int) -> Float[Tensor, " K"]:
     """``steps + 1`` times from 0 to 1, closer together where the noise is.
 
+    Raises:
+        ValueError: for fewer than one step.
+
     >>> [round(t, 3) for t in cosine_times(2).tolist()]
     [0.0, 0.293, 1.0]
     """
-    return cosine(linear_times(steps))
+    if steps < 1:
+        raise ValueError(f"a solver needs at least 1 step, got {steps}; Step-Audio 2 takes 10")
+    return cosine(torch.linspace(0, 1, steps + 1))
 
 
 def euler(velocity: Velocity, x: Float[Tensor, "..."], times: Float[Tensor, " K"]) -> Float[Tensor, "..."]:
@@ -45,16 +39,6 @@ def euler(velocity: Velocity, x: Float[Tensor, "..."], times: Float[Tensor, " K"
     times = times.to(x.device)
     for now, then in pairwise(times):
         x = x + (then - now) * velocity(x, now)
-    return x
-
-
-def heun(velocity: Velocity, x: Float[Tensor, "..."], times: Float[Tensor, " K"]) -> Float[Tensor, "..."]:
-    """As ``euler``, with the mean of the slopes at both ends of a step: two calls a step, error of second order."""
-    times = times.to(x.device)
-    for now, then in pairwise(times):
-        slope = velocity(x, now)
-        ahead = velocity(x + (then - now) * slope, then)
-        x = x + (then - now) * (slope + ahead) / 2
     return x
 
 

@@ -20,16 +20,15 @@ from gamut.codecs.flow_training import flow_loss
 from gamut.codecs.hift import HiFT, HiFTConfig
 from gamut.codecs.s3_reader import S3Reader
 from gamut.codecs.s3_tokenizer import S3Config, S3Tokenizer
-from gamut.codecs.token2wav import Token2Wav
 from gamut.data import sources
 from gamut.data.crops import Crops
 from gamut.data.listening import digit_batch
 from gamut.data.load import Batches
 from gamut.data.reading import strings
 from gamut.data.spoken import Digits
-from gamut.data.voiced import Voiced, levels, timbres, varied, voiced, voices
+from gamut.data.voiced import Voiced, levels, timbres, varied, voiced
 from gamut.evals.claims import Claim, Result
-from gamut.evals.codec_report import at_every_cut, listen, switched
+from gamut.evals.codec_report import assembled, at_every_cut, listen, switched
 from gamut.evals.judges import trust, trust_speakers
 from gamut.io.env import ROOT
 from gamut.io.runs import Run
@@ -161,7 +160,7 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
     hift = made(cfg.vocoder_steps, "token2wav.hift", lambda: learn_sound(cfg, clips, run))
     if cfg.flow_more:
         flow = learn_voices(cfg, flow, tokenizer, train, run)
-    codec = Token2Wav.of(flow, hift, voices(train))
+    codec = assembled(flow, hift, train)
     metrics = trust(judge, test) | trust_speakers(ear, test)
     metrics |= at_every_cut(judge, tokenizer, codec, test) | switched(judge, ear, tokenizer, codec, test)
     if run is not None:
