@@ -23,6 +23,7 @@ from benchmarks import stream_cells as cells
 from benchmarks.figures import strips
 from gamut.io.env import environment
 from gamut.io.files import atomic_write
+from gamut.plan.fusion import chat_lengths
 from gamut.plan.stream_generate import fuse_inference, generate, place
 from gamut.plan.stream_hardware import FILL, GPUS, MODELS, replica
 from gamut.plan.stream_job import Job, elastic, split, stages
@@ -188,12 +189,6 @@ def figure12() -> Iterator[Cell]:
         made = (far, one * price / (32 * GPUS["H800"].cost))
         for what, value, one in zip(("32 H20 + 16 H800", "32 H800"), published, made, strict=True):
             yield Cell("StreamRL Figure 12: cost", f"{lengths} {what}", value, one, "samples/s")
-
-
-def chat_lengths(longest: int) -> Lengths:
-    """Vicuna-33B's answers cut at ``longest`` tokens."""
-    at, below = np.array([1, *cells.VICUNA]), np.array([0, *cells.VICUNA.values()])
-    return Lengths(np.minimum(at[:-1], longest), np.minimum(at[1:], longest), np.diff(below))
 
 
 def fused(pair: tuple[str, str], longest: int, thresholds: tuple[float, ...], inference: float):

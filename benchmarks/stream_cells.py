@@ -53,8 +53,6 @@ RLHFUSE9 = {
     ("33b", "65b"): {0.0: 25.5, 0.1: 22.6, 0.2: 18.6, 0.3: 20.0, 0.4: 20.8},
     ("65b", "33b"): {0.0: 37.0, 0.1: 33.4, 0.2: 30.0, 0.3: 30.6, 0.4: 32.0},
 }
-# Output lengths of Vicuna-33B (RLHFuse Figure 2 left): tokens -> share of the answers that are shorter
-VICUNA = {195: 0.40, 420: 0.66, 490: 0.85, 740: 0.95, 1945: 0.999}
 
 # verl's guide to its fully asynchronous trainer: seconds a step of Qwen2.5-Math-7B on H20 cards
 VERL = {32: (790, 295), 64: (365, 189), 128: (356, 151)}  # colocated, asynchronous

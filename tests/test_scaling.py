@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import warnings
 
 import numpy as np
@@ -385,4 +386,8 @@ def test_two_tables_are_compared_from_the_command_line(tmp_path, capsys):
     main(tmp_path / "first.csv", against=tmp_path / "second.csv", law="chinchilla", out=out)
     said, page = capsys.readouterr().out, out.read_text()
     assert "first wins on 0% of the plane" in said and str(out) in said
+    assert "The lead never changes beyond doubt" in page
+    places = {tuple(float(v) for v in found) for found in re.findall(r'x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', page)}
+    left, width = np.array(sorted(places)).T
+    assert len(left) == 60 and np.allclose(left[1:], (left + width)[:-1], atol=1e-6), "cells of the map leave no gap"
     assert "Who wins where" in page and page.count("<circle") >= 72 and "-3." in page.split("second above first")[1]

@@ -65,11 +65,11 @@ def blocks(
 def _border(found: Comparison) -> Any:
     """Tokens at which the lead changes, by size."""
     at = found.border()
-    if not np.isfinite(at).any():
-        return "The lead never changes on this plane."
     kept = np.isfinite(at)
+    if len({*found.winner.ravel().tolist()} - {0}) < 2 or not kept.any():
+        return "The lead never changes beyond doubt on this plane."
     series = {"equal": (found.N[kept], at[kept])}
-    return Dots("Where the lead changes", series, x="parameters N", y="tokens D", log="xy", lines=("equal",))
+    return Dots("Fewest tokens at which the lead changes, by size", series, x="parameters N", y="tokens D", log="xy")
 
 
 def _cell(value: Any) -> Any:

@@ -143,9 +143,11 @@ class Heat:
                 strength = 0.16 if self.open[i, j] else 0.4 + 0.6 * abs(value) / most
                 said = f"N {n:.3g}, D {d:.3g}: {100 * value:+.2f}%{', undecided' if self.open[i, j] else ''}"
                 colour = "var(--s0)" if value < 0 else "var(--s1)"
+                left, right = (round(across(d) + side * wide / 2, 2) for side in (-1, 1))  # shared with the next cell
+                top, foot = (round(up(n) + side * abs(high) / 2, 2) for side in (-1, 1))
                 cells.append(tag(
-                    "rect", tag("title", said), x=f"{across(d) - wide / 2:.1f}", y=f"{up(n) - abs(high) / 2:.1f}",
-                    width=f"{wide:.2f}", height=f"{abs(high):.2f}", fill=colour, fill_opacity=f"{strength:.2f}",
+                    "rect", tag("title", said), x=f"{left:.2f}", y=f"{top:.2f}", width=f"{right - left:.2f}",
+                    height=f"{foot - top:.2f}", fill=colour, fill_opacity=f"{strength:.2f}",
                     shape_rendering="crispEdges",
                 ))  # fmt: skip
         for n, d in zip(*self.marks, strict=True) if self.marks else ():
