@@ -105,7 +105,8 @@ def blocks(made: Planned) -> list[Raw]:
                  f"of the model with {one.stages0} stages run downwards, and {one.stages0 // one.stages1} x "
                  f"{one.micro1} of the model with {one.stages1} run upwards. Time is in units of the forward and "
                  f"backward passes: forward {one.forward0} and {one.forward1}, backward twice that. No schedule is "
-                 f"shorter than {one.bound}."),
+                 f"shorter than {one.bound}. One model wholly after the other takes {one.serial}, over which gains are "
+                 "counted; in the first picture the second model already fills while the first drains."),
         *figures(one.problem, made.schedules),
     ]  # fmt: skip
 
