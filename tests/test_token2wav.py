@@ -1,5 +1,7 @@
 """Tokens to sound: lengths, slicing, voices, and the released folder's layout."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from flows import CONFIG, ids, lively, voice
@@ -88,17 +90,6 @@ def test_the_released_sample_counts(count):
     middle = (count - 3) // 25
     assert sizes == [20160, 24000, 24000][:middle]
     assert stream.flush().shape[1] == count * 960 - sum(sizes) and stream.flush().shape[1] == 0
-
-
-@settings(max_examples=6)
-@given(st.integers(1, 40), st.sampled_from([4, 10, (2, 9)]), st.data())
-def test_how_calls_are_cut_does_not_matter(count, chunk, data):
-    cuts = sorted(data.draw(st.lists(st.integers(0, count), max_size=4)))
-    row = ids(count, count)[None]
-    whole, sliced = CODEC.open(1, chunk, READ), CODEC.open(1, chunk, READ)
-    once = torch.cat([whole.decode(row), whole.flush()], 1)
-    pieces = [sliced.decode(row[:, a:b]) for a, b in zip([0, *cuts], [*cuts, count], strict=True)]
-    assert torch.equal(torch.cat([*pieces, sliced.flush()], 1), once) and once.shape == (1, count * 960)
 
 
 def test_a_stream_goes_on_after_its_end():
@@ -235,3 +226,78 @@ def test_yaml_tags_are_dropped_and_nothing_is_built(tmp_path):
 def test_mels_must_agree():
     with pytest.raises(ValueError, match="flow and vocoder must have the same mels, got 8 and 80"):
         Token2WavConfig(CONFIG, HiFTConfig())
+
+
+def without(part):
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if part not in name}
+
+
+def changed(path, file, change):
+    folder = released(path)
+    torch.save(change(torch.load(folder / file)), folder / file)
+    return folder
+
+
+def test_every_spelling_of_a_normed_weight_is_the_same_vocoder(tmp_path):
+    """Both pairs of names, some of each, no prefix, and the norm removed for inference."""
+    older = dict(zip(hift_keys.PAIRS[1], hift_keys.PAIRS[0], strict=True))
+
+    def renamed(tensors, only=""):
+        return {next((n.replace(new, old) for new, old in older.items() if n.endswith(new) and only in n), n): t
+                for n, t in tensors.items()}  # fmt: skip
+
+    def folded(tensors):
+        length, direction = hift_keys.PAIRS[1]
+        stems = [name.removesuffix(length) for name in tensors if name.endswith(length)]
+        plain = {n: t for n, t in tensors.items() if not n.endswith((length, direction))}
+        return plain | {f"{s}weight": torch._weight_norm(tensors[s + direction], tensors[s + length]) for s in stems}
+
+    ways = [renamed, lambda t: renamed(t, "conv_pre"), folded,
+            lambda t: {name.removeprefix("generator."): tensor for name, tensor in t.items()}]  # fmt: skip
+    plain, row = Voice.of(torch.ones(6), 8), ids(5)[None]
+    for k, way in enumerate(ways):
+        codec = gamut.load(convert(changed(tmp_path / f"{k}", "hift.pt", way), tmp_path / f"ours{k}"))
+        assert torch.allclose(codec.decode(row, plain, steps=1), CODEC.decode(row, plain), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("flow.pt", without("affine_layer.bias"), "missing: flow.speaker.bias"),
+        ("flow.pt", lambda t: t | {"encoder.after_norm.weight": torch.ones(9)}, r"norm\.weight \(9,\) instead of"),
+        ("hift.pt", without("conv_pre.bias"), "missing: hift.pre.bias"),
+        ("hift.pt", lambda t: t | {"generator.f0_predictor.classifier.bias": torch.ones(4)}, "mis-shaped: hift.pitch"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_before_anything_is_written(tmp_path, file, change, message):
+    with pytest.raises(ValueError, match=f"is no whole codec.*{message}.*Nothing was written"):
+        convert(changed(tmp_path / "src", file, change), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_a_flow_yaml_that_says_something_else_is_refused(tmp_path):
+    for k, (old, new, message) in enumerate([("depth: 2", "depth: 3", r"missing: flow\.estimator\.blocks\.2"),
+                                             ("num_blocks: 2", "num_blocks: many", "is no whole codec")]):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            convert(released(tmp_path / f"{k}", yaml=YAML.replace(old, new)), tmp_path / "out")
+    broken = released(tmp_path / "bytes")
+    (broken / "flow.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(ValueError, match="is not YAML"):
+        convert(broken, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 60), st.sampled_from([1, 2, 3, 25, 60, (1, 60)]), st.integers(1, 3), st.booleans(), st.data())
+def test_any_chunk_any_rows_with_empty_and_single_slices(count, chunk, rows, newest, data):
+    """Chunks of 1 to 60 tokens: whole, token by token, and cut anywhere with calls that bring nothing."""
+    tokens = torch.stack([ids(count, k) for k in range(rows)])
+    cuts = sorted(data.draw(st.lists(st.integers(0, count), max_size=4)))
+    sounds = []
+    for ends in ([], range(count), cuts + cuts):
+        stream = CODEC.open(rows, chunk, "b", newest=newest)
+        at = [0, *sorted(ends), count]
+        pieces = [stream.decode(tokens[:, a:b]) for a, b in pairwise(at)]
+        sounds.append(torch.cat([*pieces, stream.flush()], 1))
+        assert not stream.flush().numel()
+    assert sounds[0].shape == (rows, count * 960) and all(torch.equal(sounds[0], sound) for sound in sounds[1:])

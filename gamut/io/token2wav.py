@@ -35,7 +35,8 @@ def convert(src: Path, dst: Path) -> Path:
     """Write ``dst``: config.json, both halves' weights, a folder for each ONNX file, a card that names what is missing.
 
     Raises:
-        ValueError: missing files, all of them named; files or names that do not belong.
+        ValueError: missing files, all of them named; files or names that do not belong; weights that are missing or do
+            not fit what flow.yaml says.
     """
     there = sorted(file.name for file in src.iterdir())
     if missing := [name for name in NEEDED if name not in there]:
@@ -59,6 +60,11 @@ def convert(src: Path, dst: Path) -> Path:
         for file in codec.iterdir():
             file.rename(part / file.name)
         codec.rmdir()
+        try:
+            gamut.load(part)
+        except (ValueError, TypeError) as error:
+            reason = str(error).replace(f"checkpoint '{part}'", "what it holds")
+            raise ValueError(f"'{src}' is no whole codec: {reason}. Nothing was written") from error
     return dst
 
 
@@ -123,7 +129,7 @@ def read_yaml(file: Path) -> Any:
     Untagged.add_multi_constructor("!", plain)
     try:
         content = yaml.load(file.read_text(), Untagged)  # a SafeLoader: it builds nothing but plain values
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = str(error).replace("\n", " ")[:200]
         raise ValueError(f"'{file}' is not YAML ({reason}); download it again") from error
     return _followed(content, content)

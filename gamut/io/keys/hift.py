@@ -1,10 +1,12 @@
 """HiFT vocoders on disk (hift.pt, names with or without `generator.` in front) <-> codecs/hift.py.
 
-A normed weight is two tensors, length and direction; PyTorch wrote them under two pairs of names.
+A normed weight is two tensors, length and direction; PyTorch wrote them under two pairs of names. Where the norm was
+removed for inference it is one.
 Source: fact sheets step_audio §4.3 and step_audio_2 §6.4; fixtures hift_24k, hift_24k_stream, hift_22k.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor
 PREFIX = "generator."
 NORMED = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 PAIRS = (tuple(NORMED), tuple(NORMED.values()))  # Step-Audio's, Step-Audio 2's
-LEAVES = ("weight", "bias", "alpha", *PAIRS[1])
+FOLDED = re.compile(r"((conv_(pre|post)|ups\.\d+|.*\.convs[12]\.\d+|f0_predictor\.condnet\.\d+)\.)weight")
 
 FIELDS = {  # ours <- constructor argument of HiFTGenerator, and its default there
     "rate": ("sampling_rate", 22050), "mels": ("in_channels", 80), "width": ("base_channels", 512),
@@ -84,7 +86,7 @@ def config_from_shapes(official: Mapping[str, Tensor]) -> dict:
 
 
 def to_ours(official: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Every name of a HiFT checkpoint, either spelling. One that does not belong keeps its name: a strict load
+    """Every name of a HiFT checkpoint, any spelling. One that does not belong keeps its name: a strict load
     reports it.
 
     Args:
@@ -108,8 +110,7 @@ def to_official(ours: Mapping[str, Tensor], config: Mapping[str, Any], pair: tup
     for name, tensor in ours.items():
         stem, _, leaf = name.rpartition(".")
         if leaf == "weight" and f"{stem}.{NORMED['weight_g']}" in names:
-            length = tensor.flatten(1).norm(dim=1).view(-1, *[1] * (tensor.ndim - 1))
-            split = {f"{stem}.{new}": t for new, t in zip(NORMED.values(), (length, tensor), strict=True)}
+            split = _parted(f"{stem}.", tensor)
         else:
             split = {name: tensor}
         if strange := [part for part in split if part not in names]:
@@ -140,8 +141,18 @@ def _names(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _spelled(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix, normed weights under the newer names."""
-    return {_leaf(name.removeprefix(PREFIX), NORMED): tensor for name, tensor in official.items()}
+    """Without the prefix, normed weights under the newer names, plain ones as length and direction."""
+    found = {}
+    for name, tensor in official.items():
+        name = _leaf(name.removeprefix(PREFIX), NORMED)
+        folded = FOLDED.fullmatch(name) if tensor.ndim > 1 else None
+        found |= _parted(folded[1], tensor) if folded else {name: tensor}
+    return found
+
+
+def _parted(stem: str, weight: Tensor) -> dict[str, Tensor]:
+    length = weight.flatten(1).norm(dim=1).view(-1, *[1] * (weight.ndim - 1))
+    return {stem + new: tensor for new, tensor in zip(NORMED.values(), (length, weight), strict=True)}
 
 
 def _leaf(name: str, spelling: Mapping[str, str]) -> str:
