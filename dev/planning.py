@@ -5,8 +5,10 @@ nothing, and is made anew by `python -m dev.readme` too; a test says when it is 
 """
 
 import json
+import math
 import re
 from pathlib import Path
+from statistics import stdev
 
 from benchmarks.figures import strips
 from gamut.io.files import atomic_write
@@ -116,10 +118,19 @@ def ladder() -> list[str]:
         "## A ladder of our own", "",
         f"`gamut run farseer`: {len(rows)} tiny models on {rows[0]['text']}, nats a character on unseen text.", "",
         *_table(loss), "", *_table(errors), "",
-        f"Three seeds of one cell differ by {made['metrics']['noise']:.2f} % (standard deviation): the laws "
-        "cannot be told apart at this scale. Made by `gamut run farseer --record "
+        f"Seeds of one cell differ by {' and by '.join(_seeds(rows))} (standard deviation): laws this close to one "
+        "another cannot be told apart at this scale. Made by `gamut run farseer --record "
         "benchmarks/results/farseer_ladder.jsonl`, which goes on where it was stopped.", "",
     ]  # fmt: skip
+
+
+def _seeds(rows: list[dict]) -> list[str]:
+    """How far runs of one cell are apart, for every cell with several."""
+    cells: dict[tuple[float, float], list[float]] = {}
+    for row in rows:
+        cells.setdefault((row["N"], row["D"]), []).append(math.log(row["loss"]))
+    return [f"{100 * stdev(losses):.2f} % at {N:,.0f} parameters and {D:,.0f} characters"
+            for (N, D), losses in sorted(cells.items()) if len(losses) > 1]  # fmt: skip
 
 
 def pages() -> dict[Path, str]:

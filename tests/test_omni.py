@@ -220,7 +220,7 @@ def test_what_the_encoder_cannot_take():
         encoder(torch.zeros(1, 128, 50))
     with pytest.raises(ValueError, match="got 16 and 201; cut longer sound with"):
         encoder(torch.zeros(1, 16, 201))
-    with pytest.raises(ValueError, match=r"edge must be one of open, parity, closed, got 'half'"):
+    with pytest.raises(ValueError, match=r"edge must be one of open, parity, alone, closed, got 'half'"):
         AudioEncoderConfig(edge="half")
     with pytest.raises(ValueError, match=r"heads must divide an even width.*width=30, heads=4"):
         AudioEncoderConfig(width=30, heads=4)
@@ -350,3 +350,14 @@ def test_fresh_positions_are_whispers_sinusoids():
     assert torch.allclose(table[0], torch.tensor([0.0] * 4 + [1.0] * 4))
     assert torch.allclose(table[3, [0, 4]], torch.tensor([0.14112, -0.98999]), atol=1e-5)  # sin 3, cos 3
     assert torch.allclose(table[7, 3], torch.tensor(7e-4).sin(), atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [(61, 21), (60, 22), (63, 23), (62, 24), (61, 60, 9, 37)])
+@torch.no_grad()
+def test_tuned_alone_a_clip_gets_what_the_released_edge_gives_it_by_itself(frames):
+    model, clips = tiny("parity"), [torch.randn(16, f) for f in frames]
+    by_itself = [model.features(*pad_mels([clip])) for clip in clips]
+    model.encoder.config = replace(model.encoder.config, edge="alone")
+    together, counts = model.features(*pad_mels(clips))
+    for row, count, (alone, (length,)) in zip(together, counts, by_itself, strict=True):
+        assert count == length and torch.allclose(row[:count], alone[0, :count], atol=1e-5)

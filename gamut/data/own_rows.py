@@ -229,6 +229,6 @@ class Own:
                 ids_BT[b, at:end], learn_BT[b, at:end] = torch.tensor(part.ids), torch.tensor(part.learn)
                 segments_BT[b, at:end], at = number, end
         mels = [mel for row in made for mel in row.mels]
-        heard = pad_mels(mels, odd=True) if mels else (None, None)  # odd: as each clip sounds to the encoder alone
+        heard = pad_mels(mels) if mels else (None, None)
         several = self.packed and len(made) > 1
         return OwnBatch(ids_BT, learn_BT, segments_BT if several else None, *heard, sum(row.seconds for row in made))

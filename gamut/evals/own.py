@@ -31,7 +31,8 @@ LONGEST = 1024  # tokens of an answer; ours
 @dataclass(frozen=True)
 class Pupil:
     """A model that is to learn: its weights, its words, the codec that encodes what it is to say (None: there is none
-    beside the weights), and the level that it is asked at (0: as recorded)."""
+    beside the weights), and the level that it is asked at (0: as recorded). Its encoder hears every clip of a batch as
+    `generate.speak` lets it hear one: alone."""
 
     model: Omni
     words: Tokenizer
@@ -43,6 +44,8 @@ class Pupil:
         """From a folder of ours or a released one. ``half``: in bfloat16 where a GPU computes, for adapters."""
         dtype = torch.bfloat16 if half and torch.cuda.is_available() else torch.float32
         model, codec = Omni.from_pretrained(path, dtype), codec_of(path)
+        heard = model.encoder.config
+        model.encoder.config = heard if heard.edge == "closed" else replace(heard, edge="alone")  # config says the same
         encodes = codec is not None and not isinstance(codec, Token2Wav)
         small = sum(p.numel() for p in model.parameters()) < SMALL
         return cls(model, Tokenizer.from_pretrained(path), codec if encodes else None, LEVEL if small else 0.0)
@@ -100,7 +103,7 @@ def answered(model: Omni, own: Own, count: int = 64, longest: int = LONGEST) -> 
     some, prompts, wanted = own.talked[:count], [], []
     for one in some:
         row, answer = own.question(one)
-        mels = pad_mels(row.mels, odd=True) if row.mels else (None, None)
+        mels = pad_mels(row.mels) if row.mels else (None, None)
         mels = tuple(part if part is None else part.to(model.lm.norm.weight.device) for part in mels)
         prompts.append(Prompt(row.ids, model.prompt(row.ids, *mels)))
         wanted.append(answer)

@@ -18,7 +18,7 @@ from gamut.io.meta import meta
 from gamut.io.pretrained import Plain, Pretrained
 from gamut.nn.encoder import Block, sinusoids
 
-EDGES = ("open", "parity", "closed")
+EDGES = ("open", "parity", "alone", "closed")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class AudioEncoder(Pretrained, nn.Module):
         open    Qwen2-Audio: attention ends at the clip; its last step still mixes in what the convolutions make
                 of the padding.
         parity  Step-Audio 2 as released: as open, but where the padded length is even, a clip of odd length loses
-                its last half-pooled step from attention. ``codecs.mel.pad_mels(odd=True)`` avoids it.
+                its last half-pooled step from attention.
+        alone   nothing: every clip gets what both of these make of it by itself, in a batch of one, to which its own
+                last two frames belong. For tuning released weights.
         closed  ours: nothing crosses the end, so a clip's vectors do not depend on its batch. For new models.
     """
 
@@ -86,8 +88,8 @@ class AudioEncoder(Pretrained, nn.Module):
                              f"({c.positions / 50:g} s), got {mels_NMF.shape[1]} and {frames}; cut longer sound with "
                              f"gamut.codecs.mel.pieces")
         keep, x_NMF = 1, mels_NMF.to(self.conv1.weight.dtype)
-        if c.edge == "closed" and lens_N is not None:
-            keep = (torch.arange(frames, device=mels_NMF.device) < lens_N.to(mels_NMF.device)[:, None])[:, None]
+        if c.edge in ("alone", "closed") and lens_N is not None:
+            keep = torch.arange(frames, device=mels_NMF.device) < self._ends(lens_N.to(mels_NMF.device))[:, None, None]
         x_NDF = F.gelu(self.conv1(x_NMF * keep)) * keep
         return F.gelu(self.conv2(x_NDF)).transpose(1, 2) + self.positions[:(frames + 1) // 2]
 
@@ -117,9 +119,14 @@ class AudioEncoder(Pretrained, nn.Module):
         if self.config.pool > 1:
             x_NTD = F.avg_pool1d(x_NTD.transpose(1, 2), self.config.pool).transpose(1, 2)
         x_NTD, count_N = self.norm(x_NTD), self.lengths(lens_N)
-        if self.config.edge == "closed":
-            x_NTD = x_NTD * (torch.arange(x_NTD.shape[1], device=count_N.device) < count_N[:, None])[..., None]
+        if self.config.edge in ("alone", "closed"):
+            last_N = self.lengths(self._ends(lens_N))
+            x_NTD = x_NTD * (torch.arange(x_NTD.shape[1], device=count_N.device) < last_N[:, None])[..., None]
         return x_NTD, count_N
+
+    def _ends(self, lens_N: Tensor) -> Tensor:
+        """The frame at which nothing may be left of a clip."""
+        return lens_N + 2 if self.config.edge == "alone" else lens_N
 
     @classmethod
     def released(

@@ -15,6 +15,7 @@ orders, voices that are searched for, and what was said before.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -156,11 +157,11 @@ def measured(cfg: Config, speaker: Speaker, cast: Cast) -> Result:
     """Held-out recordings ask, judges listen; the voices to be found are those of ``cast``."""
     judge, ear = (gamut.load(shipped(cfg.codec) / name) for name in ("digitjudge", "speakerjudge"))
     asking = Cast.of("test", cfg.source, VOICE, cfg.seed % FOLDS, cfg.without)
-    given = {"each": cfg.each, "seed": cfg.seed}
-    metrics, played = examine(speaker, judge, ear, asking.world, cast.people, cast.menu, **given)
+    exam = partial(examine, speaker, judge, voices=cast.people, menu=cast.menu, each=cfg.each, seed=cfg.seed)
+    metrics, played = exam(ear, asking.world)
     if cfg.without:
         world = replace(asking.world, digits=Digits(Cast.of("train", cfg.source).spoken, (cfg.without,)))
-        found, _ = examine(speaker, judge, None, world, cast.people, cast.menu, scripts=HEARD, **given)
+        found, _ = exam(None, world, scripts=HEARD)
         metrics |= {f"stranger/{name}": value for name, value in found.items()}
     steps = {"encoder": cfg.hear_steps, "transcripts and reading aloud": cfg.main_steps, "conversations": cfg.sft_steps}
     others = {"began as": shipped(cfg.init)} if cfg.init else {}
