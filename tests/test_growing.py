@@ -86,8 +86,7 @@ def test_an_older_file_stays_until_there_is_sound(tmp_path):
     assert len(read_audio(path)[0]) == 800
     with WavWriter(path, 8000):
         pass  # an answer without sound
-    with wave.open(str(path)) as file:
-        assert file.getnframes() == 0
+    assert len(read_audio(path)[0]) == 800
     assert [file.name for file in tmp_path.iterdir()] == ["a.wav"]
 
 

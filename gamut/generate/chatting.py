@@ -174,7 +174,7 @@ def chat(
 ) -> list[Figures]:
     """Ask about a recording, several in a folder one after another, or one that is still being recorded; print
     thoughts, calls and answers while they come, then what was heard; write the speech of all answers to ``out``, which
-    keeps what it held if the first question cannot be answered.
+    keeps what it held if nothing is said.
 
     Args:
         source: None where only ``text`` asks. text: said in writing beside the sound. thinks: ask for thoughts.
@@ -212,8 +212,8 @@ def chat(
             if transcript:
                 print(f"heard: {heard(speaker, wav, rate)}")
             print(figures[-1].line)
-    if codec is not None:
-        print(out)
+        if sound and sound.samples:
+            print(out)
     return figures
 
 

@@ -21,8 +21,8 @@ HEADER = 44  # bytes
 class WavWriter:
     """A 16-bit WAV file that is whole at every moment: samples are appended first, then the header counts them.
 
-    An older file of that name stays until the first samples come; in a ``with`` that fails before, for good. Use it in
-    a ``with``, or ``close`` it.
+    An older file of that name stays until the first samples come; if none do, for good, and nothing is written. Use it
+    in a ``with``, or ``close`` it.
 
     Raises:
         ValueError: another suffix than .wav, or a place where nothing can be written.
@@ -69,17 +69,15 @@ class WavWriter:
 
     def close(self) -> None:
         if not self.file.closed:
-            self._begin()
             os.fsync(self.file.fileno())
             self.file.close()
+        if self.part:
+            self.part.unlink(missing_ok=True)
 
     def __enter__(self) -> "WavWriter":
         return self
 
-    def __exit__(self, kind: object, *problem: object) -> None:
-        if kind and self.part:
-            self.file.close()
-            self.part.unlink(missing_ok=True)
+    def __exit__(self, *problem: object) -> None:
         self.close()
 
 
