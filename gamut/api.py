@@ -51,12 +51,14 @@ def configure(recipe: Recipe, values: dict[str, Any], overrides: dict[str, Any])
     """The recipe's real Config from a preset's values and overrides by name. Imports the recipe.
 
     Raises:
-        ValueError: if an override names no field, with the closest names.
+        ValueError: if an override names no field, with the closest names; or asks for less than no updates.
     """
     names = [field.name for field in recipe.fields]
-    for name in overrides:
+    for name, value in overrides.items():
         if name not in names:
             raise ValueError(unknown(recipe, name))
+        if name.endswith("steps") and value < 0:
+            raise ValueError(f"{name} must be 0 or more, got {value}. See: gamut show {recipe.typed}")
     return module(recipe).Config(**(values | overrides))
 
 

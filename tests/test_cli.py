@@ -85,6 +85,7 @@ def test_help_of_a_run_shows_the_values_of_the_size_that_was_named(call):
         (["run"], "gamut run needs a recipe: gamut run step_audio_2. See: gamut list"),
         (["run", TOY, "--stps", "3"], "unknown field 'stps'; closest: steps. See: gamut show "),
         (["run", TOY, "--head", "3"], "unknown field 'head'; closest: heads"),
+        (["run", TOY, "--steps=-3"], "steps must be 0 or more, got -3. See: gamut show "),
         (["run", TOY, "--size", "big"], "toy_recipe has no size 'big'; it has: tiny, paper"),
         (["run", "nowhere.py"], "no recipe file 'nowhere.py'; copy one from"),
         (["run", "--resume", "runs/x"], "no run folder 'runs/x'; there is: none beside it"),
