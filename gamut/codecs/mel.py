@@ -129,21 +129,15 @@ def hear(wav: Float[Tensor, " T"], rate: int) -> Float[Tensor, "M F"]:
     return step_audio_2_mel(resample(wav, rate, WHISPER_RATE))
 
 
-def pad_mels(
-    mels: Sequence[Float[Tensor, "M _"]], *, odd: bool = False
-) -> tuple[Float[Tensor, "N M F"], Int[Tensor, " N"]]:
+def pad_mels(mels: Sequence[Float[Tensor, "M _"]]) -> tuple[Float[Tensor, "N M F"], Int[Tensor, " N"]]:
     """Stack log-mels of several lengths, zeros behind the shorter ones.
 
-    Args:
-        odd: continue to an odd number of frames. The released encoder masks half a frame more of some rows when the
-            padded length is even; an odd one keeps what it does for a row alone.
     Returns:
         mels, and the usable length of each: its frames minus 2.
     """
     if not mels:
         raise ValueError("pad_mels needs at least one log-mel, got none")
     frames = max(mel.shape[-1] for mel in mels)
-    frames += odd and frames % 2 == 0
     stacked = torch.stack([F.pad(mel, (0, frames - mel.shape[-1])) for mel in mels])
     return stacked, torch.tensor([mel.shape[-1] - 2 for mel in mels], device=stacked.device)
 
