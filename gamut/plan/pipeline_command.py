@@ -56,10 +56,10 @@ def parse_models(text: str, send: float) -> Problem:
             raise ValueError(
                 f"model {name} has {sizes[0]} stages in {chunks} chunks; allowed: {some}, chunks 1 or more"
             )
-        costs = [value / chunks for value in times]
+        ahead, back, held = (value / chunks for value in times)
         for first in range(0, nodes, sizes[0]):
             here = tuple(range(first, first + sizes[0]))[:: -1 if number else 1]
-            chains.append(Chain(here * chunks, sizes[1], *costs[:2], 0.0, costs[2], name))
+            chains.append(Chain(here * chunks, sizes[1], ahead, back, 0.0, held, name))
     return Problem(tuple(chains), send)
 
 
