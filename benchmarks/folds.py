@@ -15,6 +15,7 @@ from statistics import mean
 import gamut
 from benchmarks.record import RESULTS, parser
 from dev.claims import finished
+from dev.planning import markdown
 from gamut.io.env import shipped
 from gamut.io.files import atomic_write
 
@@ -55,13 +56,11 @@ def known() -> dict[int, dict]:
 def table(names: dict[str, str], columns: list[tuple[str, dict[str, float]]]) -> list[str]:
     """Scores in percent, a column each, and their mean where there are several."""
     several = len(columns) > 1
-    heads = ["", *(head for head, _ in columns), *(["mean"] if several else [])]
-    lines = [f"| {' | '.join(heads)} |", "|---|" + "--:|" * (len(heads) - 1)]
+    rows = [["", *(head for head, _ in columns), *(["mean"] if several else [])]]
     for name, said in names.items():
         values = [100 * metrics[name] for _, metrics in columns]
-        cells = [f"{value:.1f}" for value in [*values, *([mean(values)] if several else [])]]
-        lines.append(f"| {said} | {' | '.join(cells)} |")
-    return lines
+        rows.append([said, *(f"{value:.1f}" for value in [*values, *([mean(values)] if several else [])])])
+    return markdown(rows)
 
 
 def page() -> str:
@@ -79,10 +78,10 @@ def page() -> str:
         "## The claims with every seed", "", *table(SCORES, columns), "",
     ]  # fmt: skip
     if strangers:
-        asked = [name for name in SCORES if f"stranger/{name}" in strangers[0]["metrics"]]
-        of = {f"stranger/{name}": f"{SCORES[name]}, a stranger" for name in asked}
-        both = {name: said for one in asked for name, said in (
-            (one, f"{SCORES[one]}, people it knows"), (f"stranger/{one}", of[f"stranger/{one}"]))}  # fmt: skip
+        both: dict[str, str] = {}
+        for name, said in SCORES.items():
+            if f"stranger/{name}" in strangers[0]["metrics"]:
+                both |= {name: f"{said}, people it knows", f"stranger/{name}": f"{said}, a stranger"}
         lines += [
             "## A speaker it has never heard", "",
             "In these trainings one person's recordings are left out everywhere, encoder included; the first line of "

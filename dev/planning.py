@@ -28,7 +28,7 @@ def _read(name: str) -> str:
     return (DOCS / f"{name}.md").read_text()
 
 
-def _table(rows: list[list[str]]) -> list[str]:
+def markdown(rows: list[list[str]]) -> list[str]:
     head, *rest = rows
     return [f"| {' | '.join(row)} |" for row in [head, ["---"] + ["--:"] * (len(head) - 1), *rest]]
 
@@ -40,7 +40,7 @@ def laws() -> tuple[list[str], str]:
     errors = {law: [(float(row[i]), False) for row in single if _number(row[i])] for i, law in enumerate(head) if i > 1}
     picture = strips(errors, "error on held-out runs, percent", ticks=(0.2, 0.5, 1, 2, 5, 10, 20),
                      note="a dot is one hold-out of one table; red: median")  # fmt: skip
-    spread = _table([head, *[row for row in rows if row[0].startswith("**")]])
+    spread = markdown([head, *[row for row in rows if row[0].startswith("**")]])
     return [
         "## Scaling laws on runs that they had not seen", "",
         f"{len(single)} hold-outs of {len({row[0] for row in single})} real tables; mean error in percent. `auto` is "
@@ -58,7 +58,7 @@ def mixtures() -> list[str]:
     return [
         "## Mixtures and dense models", "",
         f"{rows[-1][1]} published runs recounted: errors of our counts in percent, median and largest.", "",
-        *_table([rows[0], rows[-1]]), "",
+        *markdown([rows[0], rows[-1]]), "",
         "Made by `python -m benchmarks.moe`; table by table, and our own tiny runs: [moe.md](moe.md).", "",
     ]  # fmt: skip
 
@@ -80,7 +80,7 @@ def schedules() -> tuple[list[str], str]:
         spread.append([name, *(f"{value:.3f}" for value in (middle, values[0], values[-1]))])
     return [
         "## Fused pipelines", "", *([said[0].replace("\n", " "), ""] if said else []),
-        "![Every instance over its lower bound](pipelines.svg)", "", *_table(spread), "",
+        "![Every instance over its lower bound](pipelines.svg)", "", *markdown(spread), "",
         "Time over the lower bound. Made by `python -m benchmarks.pipeline --table`; all twelve, with memory and "
         "seconds: [pipelines.md](pipelines.md).", "",
     ], picture  # fmt: skip
@@ -94,7 +94,7 @@ def streams() -> list[str]:
     page = _read("stream")
     return [
         "## RL systems, simulated", "", "![Every cell: simulated over published](stream.svg)", "",
-        *_table(tables(page)[0]), "",
+        *markdown(tables(page)[0]), "",
         "Made by `python -m benchmarks.stream`; every cell, what was fitted, and what cannot be predicted: "
         "[stream.md](stream.md).", "",
     ]  # fmt: skip
@@ -117,7 +117,7 @@ def ladder() -> list[str]:
     return [
         "## A ladder of our own", "",
         f"`gamut run farseer`: {len(rows)} tiny models on {rows[0]['text']}, nats a character on unseen text.", "",
-        *_table(loss), "", *_table(errors), "",
+        *markdown(loss), "", *markdown(errors), "",
         f"Seeds of one cell differ by {' and by '.join(_seeds(rows))} (standard deviation): laws this close to one "
         "another cannot be told apart at this scale. Made by `gamut run farseer --record "
         "benchmarks/results/farseer_ladder.jsonl`, which goes on where it was stopped.", "",

@@ -14,6 +14,7 @@ from gamut.codecs.text import Tokenizer
 from gamut.codecs.weave import Marks, build_ta4
 from gamut.data import scripts
 from gamut.data.dialogues import Dialogue, Row, Writer
+from gamut.data.load import alike
 from gamut.data.orders import Orders, hidden
 from gamut.data.scripts import SCRIPTS, Script, World
 from gamut.data.spoken import RATE, Digits
@@ -96,8 +97,6 @@ class Conversations:
 
     def _batches(self, pool: int, size: int, chosen: Sequence[Script]) -> list[list[tuple[Row, list[Tensor], float]]]:
         rng = random.Random(f"conversations {self.seed} {pool}")
-        weights, rows = [script.weight for script in chosen], []
-        for script in rng.choices(chosen, weights, k=size * POOL):
-            rows.append(self.row(script.make(self.world, rng), rng))
-        rows.sort(key=lambda made: len(made[0][0]))
-        return rng.sample([rows[i * size : (i + 1) * size] for i in range(POOL)], POOL)
+        drawn = rng.choices(chosen, [script.weight for script in chosen], k=size * POOL)
+        rows = [self.row(script.make(self.world, rng), rng) for script in drawn]
+        return alike(rows, size, lambda made: len(made[0][0]), rng)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gamut.codecs.mel import hear, pad_mels
+from gamut.data.load import alike
 from gamut.data.orders import Orders, hidden
 from gamut.data.spoken import RATE, Digits, noisy
 
@@ -72,10 +73,9 @@ def order_slots(orders: Orders, named: dict[str, list[str]], size: int, index: i
     """Batch number ``index``: noisy orders with bands and moments hidden, of like length among ``POOL`` batches."""
     pool, place = divmod(index, POOL)
     deal, rng = random.Random(f"hear orders {seed} pool {pool}"), random.Random(f"hear orders {seed} {index}")
-    drawn = sorted(deal.choices(range(len(orders)), k=size * POOL), key=lambda which: len(orders.wavs[which]))
-    first = deal.sample(range(POOL), POOL)[place] * size
+    drawn = deal.choices(range(len(orders)), k=size * POOL)
     mels, labels = [], []
-    for which in drawn[first : first + size]:
+    for which in alike(drawn, size, lambda which: len(orders.wavs[which]), deal)[place]:
         mels.append(hidden(hear(noisy(orders.say(which, rng), rng, -4.5, -1.6), orders.rate), rng))
         labels.append([_place(named[name], orders.slots[which].get(name)) for name in named])
     return Ordered(*pad_mels(mels), torch.tensor(labels))

@@ -1,7 +1,8 @@
 """Batches by number: a stream whose position is one integer, so a run can go on exactly where it stopped."""
 
+import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +14,12 @@ class Stream(Protocol):
     def __next__(self) -> Any: ...
     def state_dict(self) -> dict: ...
     def load_state_dict(self, state: dict) -> None: ...
+
+
+def alike(items: Iterable[Any], size: int, length: Callable[[Any], int], rng: random.Random) -> list[list[Any]]:
+    """Batches of ``size`` items of like length, in an order that ``rng`` draws."""
+    near = sorted(items, key=length)
+    return rng.sample([near[i : i + size] for i in range(0, len(near), size)], -(-len(near) // size))
 
 
 class Batches:

@@ -54,7 +54,7 @@ class Cast:
             if without == voice or without not in digits.names:
                 others = ", ".join(name for name in digits.names if name != voice)
                 raise ValueError(f"nobody to leave out is called {without!r}; there are {others}")
-            digits = Digits(spoken, [name for name in digits.names if name != without])
+            digits = Digits(digits.clips, [name for name in digits.names if name != without])
         return cls(spoken, digits, orders, sorted(digits.names, key=lambda name: (name != voice, name)))
 
     @property

@@ -46,7 +46,9 @@ class WavWriter:
 
     def append(self, wav: Float[Tensor, " T"]) -> None:
         """More samples; what lies outside [-1, 1] is clipped."""
-        self._begin()
+        if self.part:  # takes the place of an older file
+            os.replace(self.part, self.path)
+            self.part = None
         self.file.seek(HEADER + 2 * self.samples)
         self.file.write((wav.detach().float().cpu().clamp(-1, 1) * 32767).round().short().numpy().tobytes())
         self.file.flush()
@@ -60,12 +62,6 @@ class WavWriter:
         self.file.seek(0)
         self.file.write(header)
         self.file.flush()
-
-    def _begin(self) -> None:
-        """Take the place of an older file."""
-        if self.part:
-            os.replace(self.part, self.path)
-            self.part = None
 
     def close(self) -> None:
         if not self.file.closed:

@@ -160,7 +160,7 @@ def measured(cfg: Config, speaker: Speaker, cast: Cast) -> Result:
     exam = partial(examine, speaker, judge, voices=cast.people, menu=cast.menu, each=cfg.each, seed=cfg.seed)
     metrics, played = exam(ear, asking.world)
     if cfg.without:
-        world = replace(asking.world, digits=Digits(Cast.of("train", cfg.source).spoken, (cfg.without,)))
+        world = replace(asking.world, digits=Digits(cast.spoken, (cfg.without,)))
         found, _ = exam(None, world, scripts=HEARD)
         metrics |= {f"stranger/{name}": value for name, value in found.items()}
     steps = {"encoder": cfg.hear_steps, "transcripts and reading aloud": cfg.main_steps, "conversations": cfg.sft_steps}
