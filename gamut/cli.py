@@ -235,7 +235,8 @@ def evaluate(folder: Path, /) -> None:
 
 def chat(
     question: Path | None = None, /, *, model: Path | None = None, system: str = "", text: str = "",
-    out: Path = Path("answer.wav"), voice: Path | None = None, thinks: bool = False, transcript: bool = True,
+    out: Path = Path("answer.wav"), voice: Path | None = None, documents: str = "", voices: str = "",
+    thinks: bool = False, transcript: bool = True,
 ) -> None:
     """Ask a speech model: a recording in, its answer in text and as a sound file.
 
@@ -249,6 +250,8 @@ def chat(
         text: what is said in writing, beside the sound.
         out: a .wav for the spoken answers.
         voice: a recording; a model with a token2wav folder answers in its voice.
+        documents: a folder, or a URL with %s for the query: a released model may search there, calculate, see the date.
+        voices: a folder of clips and a table of what they are like: it may find one and answer in that voice.
         thinks: ask for a thought before the answer.
         transcript: print what the model heard, too.
     """
@@ -256,7 +259,7 @@ def chat(
     from gamut.generate.chatting import chat
     from gamut.generate.speaker import Speaker
 
-    speaker = Speaker.load(model or api.shipped("step_audio_2"), voice)
+    speaker = Speaker.load(model or api.shipped("step_audio_2"), voice, documents=documents, voices=voices)
     chat(speaker, question, system=system, text=text, out=out, thinks=thinks, transcript=transcript)
 
 

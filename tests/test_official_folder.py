@@ -1,6 +1,7 @@
 """The released folder of Step-Audio 2, at small width with random weights: from convert to chat, tuning and export."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,13 +9,14 @@ from flows import lively
 from test_token2wav import YAML
 
 import gamut
+from gamut.api import shipped
 from gamut.cli import main
 from gamut.codecs.flow import Flow, FlowConfig
 from gamut.codecs.hift import HiFT, HiFTConfig
 from gamut.data.talks import tokenizer
 from gamut.generate.chatting import chat
 from gamut.generate.sampling import Sampling
-from gamut.generate.speaker import Speaker
+from gamut.generate.speaker import How, Speaker
 from gamut.generate.tools import calculator
 from gamut.generate.voice import SpeechCodec
 from gamut.io.convert import export
@@ -116,6 +118,21 @@ def test_it_answers_in_writing_and_with_a_recording_in_its_voice(converted, rele
     assert rate == 24000 and figures.seconds == len(wav) / rate > 0
     with pytest.raises(ValueError, match="has no codec that takes on a voice; convert the released folder"):
         Speaker.load(released, voice=data / "a.wav")
+
+
+def test_documents_and_voices_come_with_tools(converted, data, tmp_path, capsys):
+    """A released model is shown them with whatever it is asked; a small one knows what it was taught, and says so."""
+    (tmp_path / "lake.md").write_text("The lake is 31 metres deep.")
+    (tmp_path / "transcripts.jsonl").write_text(json.dumps({"file": "a.wav", "text": "one", "description": "calm"}))
+    shutil.copy(data / "a.wav", tmp_path / "a.wav")
+    asked = ["chat", "--model", str(converted), "--text", "How deep?", "--documents", str(tmp_path)]
+    assert main(asked) == 0 and "answered in" in capsys.readouterr().out
+    speaker = Speaker.load(converted, documents=tmp_path, voices=tmp_path)
+    assert list(speaker.tools.tools) == ["calculator", "date_and_time", "search", "audio_search"]
+    assert speaker.how("Be brief.") == How("Be brief.", aloud=True, tools=True)
+    assert not Speaker.load(converted).how("Be brief.").tools
+    with pytest.raises(ValueError, match="knows the tools it was taught and no others"):
+        Speaker.load(shipped("step_audio_2"), documents=tmp_path)
 
 
 def test_it_is_tuned_by_adapters_and_exported_merged(converted, released, data, tmp_path, capsys):

@@ -1,6 +1,7 @@
-"""Tools that return too much to a model with little room."""
+"""Tools in a talk: results too long for the model, tools that take their time, documents to search in."""
 
 import json
+import threading
 import time
 
 import pytest
@@ -8,13 +9,30 @@ from test_own import WORDS
 from test_tuning import model
 
 from gamut.codecs.chat import write_tool_call
+from gamut.codecs.prompts import SUMMARISE_RESULT
 from gamut.codecs.toolcall import ToolCall
 from gamut.generate import chatting
-from gamut.generate.speak import collect
+from gamut.generate.retrieval import web_search
+from gamut.generate.speak import Told, Words, collect
 from gamut.generate.speaker import Speaker
-from gamut.generate.tools import Tool, Toolbox
+from gamut.generate.tools import Tool, Toolbox, calculator
 
 NOTHING = {"type": "object", "properties": {}}
+
+
+def script(monkeypatch, *answers: str) -> list[list[int]]:
+    """A model that says these, one after another, and the prompts that it is given."""
+    prompts = []
+
+    def scripted(*_):
+        def decode(ids):
+            prompts.append(list(ids))
+            yield from [*WORDS.encode(answers[len(prompts) - 1]), WORDS.id("<|EOT|>")]
+
+        return decode
+
+    monkeypatch.setattr(chatting, "decoder", scripted)
+    return prompts
 
 
 @pytest.mark.parametrize(
@@ -26,16 +44,7 @@ NOTHING = {"type": "object", "properties": {}}
 )  # fmt: skip
 def test_ten_megabytes_or_broken_json_leave_room_for_an_answer(monkeypatch, value, told):
     """The model's context holds 512 ids: it reads what fits and a note, answers, and the past is whole."""
-    calls, prompts = [write_tool_call("big", {}), "done"], []
-
-    def scripted(*_):
-        def decode(ids):
-            prompts.append(list(ids))
-            yield from [*WORDS.encode(calls[len(prompts) - 1]), WORDS.id("<|EOT|>")]
-
-        return decode
-
-    monkeypatch.setattr(chatting, "decoder", scripted)
+    prompts = script(monkeypatch, write_tool_call("big", {}), "done")
     box = Toolbox([Tool("big", "Gives a lot.", NOTHING, lambda: value)])
     talk = chatting.Talk(Speaker(model(), WORDS, None, box), aloud=False, tools=True)
     began = time.thread_time()
@@ -50,3 +59,37 @@ def test_a_box_within_a_context_keeps_its_tools_and_never_grows():
     assert box.within(2048).most == 3
     [result] = box.within(2048).run([ToolCall("t", json.dumps({}), "c")])
     assert len(result.content.encode()) <= 512
+
+
+def test_a_model_says_something_while_a_tool_takes_its_time(monkeypatch):
+    """It is asked to, with all that was said before; neither the request nor what it then says is kept."""
+    gate = threading.Event()
+    prompts = script(monkeypatch, write_tool_call("slow", {}), "one moment", "done", "you are welcome")
+    box = Toolbox([Tool("slow", "", NOTHING, lambda: gate.wait(20) and "ready")])
+    talk = chatting.Talk(Speaker(model(), WORDS, None, box), aloud=False, tools=True, meanwhile="wait?", patience=0.05)
+    events = []
+    for event in talk.ask(None, text="go"):
+        events.append(event)
+        if isinstance(event, Words):
+            gate.set()
+    told = next(i for i, event in enumerate(events) if isinstance(event, Told))
+    before, after = collect(events[:told]), collect(events[told:])
+    assert (before.text, events[told].result.content, after.text) == ("one moment", "ready", "done")
+    collect(talk.ask(None, text="thanks"))
+    asked = [WORDS.decode(ids) for ids in prompts]
+    assert "go" in asked[1] and "wait?" in asked[1]
+    assert not any(said in prompt for said in ("wait?", "one moment") for prompt in (asked[2], asked[3]))
+
+
+def test_what_was_searched_comes_as_the_released_model_reads_it(monkeypatch, tmp_path):
+    """In role input, the published request behind it (fact sheet 4.4); other results in role function_output."""
+    (tmp_path / "lake.txt").write_text("The lake is 31 metres deep.")
+    calls = write_tool_call("search", {"query": "lake"}) + write_tool_call("calculator", {"expression": "31*2"})
+    prompts = script(monkeypatch, calls, "31 metres")
+    box = Toolbox([web_search(tmp_path), calculator()])
+    answer = collect(chatting.Talk(Speaker(model(), WORDS, None, box), aloud=False, tools=True).ask(None, text="go"))
+    searched = f"[lake.txt]\nThe lake is 31 metres deep.{SUMMARISE_RESULT}"
+    assert WORDS.decode(prompts[1]).endswith(
+        f"{calls}<|EOT|><|BOT|>input\n{searched}<|EOT|><|BOT|>function_output\ncalculator\n62<|EOT|><|BOT|>assistant\n"
+    )
+    assert answer.text == "31 metres"

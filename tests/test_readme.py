@@ -62,6 +62,8 @@ def released(tmp_path_factory) -> Path:
     transformers.Qwen2ForCausalLM(config).save_pretrained(folder / "Qwen2.5-0.5B")
     words.save_pretrained(folder / "Qwen2.5-0.5B")
     _speech_model(folder)
+    (folder / "my_notes").mkdir()
+    (folder / "my_notes" / "lake.md").write_text("The lake is 31 metres deep.")
     (folder / "mine.txt").write_text(" ".join(str(number) for number in range(400)))
     return folder
 

@@ -29,6 +29,8 @@ from gamut.io.growing import WavWriter, settled
 from gamut.io.media import SUBTYPES, read_audio, resample
 from gamut.io.progress import clock
 
+MEANWHILE = "Tell me in one short sentence that you are looking it up."  # while a tool takes its time; ours
+INTERIM = 200  # ids at most of what is then said; ours
 PER_SECOND = 12.6  # positions that sound takes in a prompt, the marks of its pieces included
 SOUNDS = (*SUBTYPES, ".mp3", ".aiff", ".opus")
 
@@ -38,7 +40,8 @@ class Talk:
     """Turns under one system message.
 
     ``aloud``: answer in speech. ``tools``: show the tools; the model then calls one, or answers, as it sees fit.
-    ``thinks``: ask for a thought before the answer (of a model that was taught to think). ``messages`` and ``mels`` are
+    ``thinks``: ask for a thought before the answer (of a model that was taught to think). ``meanwhile``: what it is
+    asked to say while a tool takes longer than ``patience`` seconds; nothing if empty. ``messages`` and ``mels`` are
     the past; an answer that nobody heard to its end leaves them as they were. Keys and values of the past are kept, so
     that a turn costs what is new in it (`Past`).
     """
@@ -48,6 +51,8 @@ class Talk:
     aloud: bool = True
     tools: bool = False
     thinks: bool = False
+    meanwhile: str = ""
+    patience: float = 1.0
     sampling: Sampling = SAMPLING
     messages: list[dict[str, Any]] = field(default_factory=list)
     mels: list[Float[Tensor, "M _"]] = field(default_factory=list)
@@ -81,10 +86,19 @@ class Talk:
         last = ANSWER_SPEECH if self.aloud else ANSWER_TEXT
         first = ANSWER_THINKING if self.thinks else ANSWER_TEXT if self.tools else last
         sampling = replace(self.sampling, stop=(words.id(EOT),))
-        decode = decoder(self.speaker.model, sampling, mels, self.past)
+        asked, codec = [*system, *self.messages, question], self.speaker.codec
+
+        def interim() -> Iterator[Event]:
+            """The past is not touched: the answer goes on from where it called."""
+            decode = decoder(self.speaker.model, replace(sampling, max_new=INTERIM), mels)
+            request = {"role": "human", "content": self.meanwhile}
+            said = respond([*asked, request], decode, words, codec=codec, prefill=last)
+            return (event for event in said if not isinstance(event, Done))
+
         for event in respond(
-            [*system, *self.messages, question], decode, words, codec=self.speaker.codec,
+            asked, decoder(self.speaker.model, sampling, mels, self.past), words, codec=codec,
             tools=self.box if self.tools else None, prefill=(first, last),
+            interim=interim if self.meanwhile else None, patience=self.patience,
         ):  # fmt: skip
             yield event
             if isinstance(event, Done):
@@ -195,7 +209,8 @@ def chat(
     if codec is None:
         print("it answers in writing: there is no codec beside the weights, or no voice in it (--voice RECORDING)")
     sampling = sampling or (SAMPLING if speaker.small else RELEASED)
-    talk = Talk(speaker, how.system, how.aloud and codec is not None, how.tools, thinks, sampling)
+    meanwhile = "" if speaker.small else MEANWHILE
+    talk = Talk(speaker, how.system, how.aloud and codec is not None, how.tools, thinks, meanwhile, sampling=sampling)
     if how.system:
         print(f"request: {how.system}")
     figures = []

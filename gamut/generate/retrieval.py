@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gamut.codecs.prompts import SUMMARISE_RESULT
 from gamut.generate.tools import Tool
 
 SUFFIXES = (".txt", ".md", ".html", ".htm")
@@ -136,12 +137,12 @@ def web_search(source: str | Path, *, most: int = 3, seconds: float = 10.0) -> T
     """
     text = {"type": "string", "description": "what to look for"}
     parameters = {"type": "object", "properties": {"query": text}, "required": ["query"]}
-    description = "Search for information on the web."
+    description, ending = "Search for information on the web.", SUMMARISE_RESULT
     if str(source).startswith(("http:", "https:")):
         url = str(source)
         if url.count("%s") != 1:
             raise ValueError(f"a search endpoint has one %s where the query goes, got {url!r}")
-        return Tool("search", description, parameters, lambda query: fetch(url, query, seconds), seconds)
+        return Tool("search", description, parameters, lambda query: fetch(url, query, seconds), seconds, ending)
     found = documents(source)
     index = Index([f"{name} {passage}" for name, passage in found])
 
@@ -149,7 +150,7 @@ def web_search(source: str | Path, *, most: int = 3, seconds: float = 10.0) -> T
         best = index.best(query, most)
         return "\n\n".join(f"[{found[i][0]}]\n{found[i][1]}" for i in best) or f"nothing found for {query[:80]!r}"
 
-    return Tool("search", description, parameters, run, seconds)
+    return Tool("search", description, parameters, run, seconds, ending)
 
 
 def fetch(url: str, query: str, seconds: float) -> str:

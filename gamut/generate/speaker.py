@@ -8,10 +8,11 @@ from typing import Any
 
 import gamut
 from gamut.codecs.text import Tokenizer
+from gamut.generate.retrieval import web_search
 from gamut.generate.sampling import Sampling
-from gamut.generate.tools import Toolbox, calculator
+from gamut.generate.tools import Toolbox, calculator, date_and_time
 from gamut.generate.voice import SpeechCodec
-from gamut.generate.voices import Voice, four_tools, library, write_library
+from gamut.generate.voices import Voice, audio_search, four_tools, library, write_library
 from gamut.io.media import read_audio
 from gamut.models.omni import Omni
 
@@ -33,9 +34,13 @@ class Speaker:
     tools: Toolbox
     taught: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
     """Requests a small model was taught, each with how it answers (``aloud``, ``tools``); a large one takes any."""
+    offers: bool = False
+    """Whether a large model is shown its tools, whatever is asked."""
 
     @classmethod
-    def load(cls, path: str | Path, voice: str | Path | None = None) -> "Speaker":
+    def load(
+        cls, path: str | Path, voice: str | Path | None = None, *, documents: str | Path = "", voices: str | Path = ""
+    ) -> "Speaker":
         """From a folder that ``save`` or ``gamut convert`` wrote, the run folder around it, or the released folder.
 
         It speaks if a codec lies beside the weights; a token2wav that came without voices needs one.
@@ -43,20 +48,29 @@ class Speaker:
 
         Args:
             voice: a recording, to be answered in its voice.
+            documents: a folder or an endpoint to search in (``web_search``); calculator and clock come with it.
+            voices: a folder of clips and what they are like (``voices.library``), to be found and answered in.
         Raises:
-            ValueError: a voice for a model whose codec takes none, and what ``SpeechCodec.voice_of`` says of it.
+            ValueError: a voice for a model whose codec takes none, and what ``SpeechCodec.voice_of`` says of it;
+                further tools for a small model, which knows those that it was taught.
         """
         path = Path(path)
         path = path / "model" if (path / "model" / "config.json").exists() else path
-        taught = path / TAUGHT
+        taught = json.loads((path / TAUGHT).read_text()) if (path / TAUGHT).exists() else {}
+        given = bool(documents or voices)
+        if given and taught:
+            raise ValueError(f"'{path}' knows the tools it was taught and no others; documents and voices to search in "
+                             f"are for a model that reads schemas, as the released one")
         tools = Toolbox([calculator()])
-        if (path / VOICES).is_dir():
+        if given:
+            found = [*([web_search(documents)] if documents else []),
+                     *([audio_search(library(voices))] if voices else [])]  # fmt: skip
+            tools = Toolbox([calculator(), date_and_time(), *found])
+        elif (path / VOICES).is_dir():
             menu = json.loads((path / MENU).read_text()) if (path / MENU).exists() else {}
             tools = four_tools(library(path / VOICES), menu)
-        return cls(
-            Omni.from_pretrained(path), Tokenizer.from_pretrained(path), _voiced(codec_of(path), voice, path), tools,
-            json.loads(taught.read_text()) if taught.exists() else {},
-        )  # fmt: skip
+        return cls(Omni.from_pretrained(path), Tokenizer.from_pretrained(path), _voiced(codec_of(path), voice, path),
+                   tools, taught, given)  # fmt: skip
 
     def save(
         self, path: Path, card: str = "", *, voices: Sequence[Voice] = (),
@@ -87,7 +101,7 @@ class Speaker:
         if self.taught and system not in self.taught:
             listed = "\n  ".join(self.taught)
             raise ValueError(f"this model was not taught to {system!r}; --system must be one of\n  {listed}")
-        return How(system, **self.taught.get(system, {}))
+        return How(system, **self.taught.get(system, {"tools": self.offers}))
 
 
 def codec_of(path: Path) -> Any:

@@ -31,6 +31,7 @@ class Tool:
 
     ``parameters`` is the JSON schema of the arguments, an object; types, enums, required and unknown names are checked
     before ``run`` is called. A ValueError is told to the model as it stands. ``seconds`` is the deadline of one call.
+    ``ending`` follows a result, which then comes in role input: how the released models are given what they searched.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Tool:
     parameters: Mapping[str, Any]
     run: Callable[..., Any]
     seconds: float = 10.0
+    ending: str = ""
     terse: bool = False  # tell the model names and types alone: a prompt is long for a small one
 
     @property
@@ -70,10 +72,13 @@ class ToolResult:
     ok: bool
     seconds: float
     sound: Found | None = None
+    ending: str = ""
 
     @property
     def message(self) -> dict[str, Any]:
         """The message for the conversation (codecs/chat.py)."""
+        if self.ending:
+            return {"role": "input", "content": self.content + self.ending}
         return {"role": "tool", "tool_call_id": self.call.id, "name": self.call.name, "content": self.content}
 
 
@@ -147,7 +152,8 @@ class _Job(threading.Thread):
         self.join(max(0.0, self.began + self.tool.seconds - time.monotonic()))
         late = self._failure(f"{self.tool.name} did not answer within {self.tool.seconds:g} s")
         content, ok = self.outcome or late
-        return ToolResult(self.call, content, ok, time.monotonic() - self.began, self.sound if ok else None)
+        took, sound = time.monotonic() - self.began, self.sound if ok else None
+        return ToolResult(self.call, content, ok, took, sound, self.tool.ending)
 
 
 class Toolbox:
