@@ -165,6 +165,9 @@ def execute(recipe: Recipe, config: Any, run: Run) -> Result:
     body, began = module(recipe), time.monotonic()
     try:
         result = replace(body.main(config, run), run=run.path)
+    except ValueError:
+        run.forget()
+        raise
     finally:
         run.close()
     rows = verdicts(getattr(body, "CLAIMS", ()), result)

@@ -3,7 +3,6 @@
 import difflib
 import errno
 import importlib
-import itertools
 import os
 import sys
 import traceback
@@ -146,8 +145,10 @@ def _usage() -> None:
 
 def _value_of(args: Sequence[str], flag: str) -> str | None:
     """What follows ``flag``, before the parser knows which recipe's fields to expect."""
-    for here, after in itertools.zip_longest(args, args[1:]):
+    for here, after in zip(args, [*args[1:], "--"], strict=False):
         if here == flag:
+            if after.startswith("--"):
+                raise ValueError(f"{flag} needs a value behind it. See: gamut run")
             return after
         if here.startswith(f"{flag}="):
             return here.partition("=")[2]
@@ -235,7 +236,7 @@ def evaluate(folder: Path, /) -> None:
 
 def chat(
     question: Path | None = None, /, *, model: Path | None = None, system: str = "", text: str = "",
-    out: Path = Path("answer.wav"), voice: Path | None = None, documents: str = "", voices: str = "",
+    out: Path = Path("answer.wav"), voice: Path | None = None, voices: str = "", documents: str = "",
     thinks: bool = False, transcript: bool = True,
 ) -> None:
     """Ask a speech model: a recording in, its answer in text and as a sound file.
@@ -250,8 +251,8 @@ def chat(
         text: what is said in writing, beside the sound.
         out: a .wav for the spoken answers.
         voice: a recording; a model with a token2wav folder answers in its voice.
-        documents: a folder, or a URL with %s for the query: a released model may search there, calculate, see the date.
-        voices: a folder of clips and a table of what they are like: it may find one and answer in that voice.
+        documents: a folder, or a URL with %s for the query, where a released model may search.
+        voices: a folder of clips and a table of what they are like, in which it may find a voice to answer in.
         thinks: ask for a thought before the answer.
         transcript: print what the model heard, too.
     """

@@ -12,6 +12,7 @@ import pytest
 
 import gamut
 from gamut import cli
+from gamut.api import shipped
 from gamut.io.source import find, read
 from gamut.papers import PAPERS
 
@@ -88,6 +89,8 @@ def test_help_of_a_run_shows_the_values_of_the_size_that_was_named(call):
         (["run", TOY, "--steps=-3"], "steps must be 0 or more, got -3. See: gamut show "),
         (["run", TOY, "--size", "big"], "toy_recipe has no size 'big'; it has: tiny, paper"),
         (["run", "nowhere.py"], "no recipe file 'nowhere.py'; copy one from"),
+        (["run", "step_audio_2", "--data"], "--data needs a value behind it"),
+        (["run", "--size", "--resume"], "--resume needs a value behind it"),
         (["run", "--resume", "runs/x"], "no run folder 'runs/x'; there is: none beside it"),
         (["eval", "nowhere"], "'nowhere' is neither a run of a recipe nor a model of one"),
         (["chat", "q.wav", "--model", "nowhere"], "'nowhere"),
@@ -164,6 +167,13 @@ def test_notes_of_an_error_are_printed_below_it(call):
     code, _, err = call("run", TOY, "--fail", "note")
     assert code == 2 and err.splitlines()[-2:] == [
         "error: pad_mels needs at least one log-mel, got none", "while making batch 0 of the data"]
+    assert Path("runs/toy_recipe/metrics.jsonl").exists()  # it had begun
+
+
+def test_a_run_that_is_refused_before_it_begins_leaves_no_folder(call):
+    code, _, err = call("run", "step_audio_2", "--data", "nowhere", "--init", str(shipped("step_audio_2")))
+    assert code == 2 and "'nowhere' does not exist; give a folder of recordings" in " ".join(err.split())
+    assert not list(Path("runs").iterdir())
 
 
 def test_a_reader_that_goes_away_is_no_error():

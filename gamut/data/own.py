@@ -20,11 +20,10 @@ from typing import Any
 
 from gamut.codecs.chat import without_thinking
 from gamut.codecs.prompts import TRANSCRIBE
-from gamut.io.listing import listed
+from gamut.io.listing import listed, refuse
 
 ROLES = ("system", "user", "human", "assistant", "tool", "input", "function_output")
 CONVERSATIONS = "conversations.jsonl"
-SHOWN = 8  # problems that a message lists
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,8 @@ def read_conversations(path: str | Path, prompt: str = TRANSCRIBE) -> list[Talke
                     {"role": "assistant", "content": text}], (), Path(), f"'{clip}'")
             for clip, text, _ in listed(path)
         ]  # fmt: skip
+    if not file.exists():
+        raise ValueError(f"'{path}' does not exist; give a folder of recordings, or a .jsonl file of conversations")
     if not file.is_file() or file.suffix != ".jsonl":
         raise ValueError(f"'{path}' is neither a .jsonl file of conversations nor a folder; see gamut.data.own")
     lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -104,13 +105,6 @@ def read_conversations(path: str | Path, prompt: str = TRANSCRIBE) -> list[Talke
     if not talked:
         raise ValueError(f"'{file}' holds no conversations; write one JSON object a line")
     return talked
-
-
-def refuse(wrong: Sequence[str]) -> None:
-    """Raises ValueError with the problems there are, if there are any."""
-    if wrong:
-        more = f"\n... and {len(wrong) - SHOWN} more like these" if len(wrong) > SHOWN else ""
-        raise ValueError("\n".join(wrong[:SHOWN]) + more)
 
 
 def _line(file: Path, where: str, line: str) -> Talked:

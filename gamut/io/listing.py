@@ -2,11 +2,13 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 TRANSCRIPTS = ("transcripts.csv", "transcripts.tsv", "transcripts.jsonl", "metadata.csv")
 FILE_COLUMNS, TEXT_COLUMNS = ("file", "file_name", "path", "audio", "wav", "id"), ("text", "transcript", "sentence")
+SHOWN = 8  # problems that a message lists
 SUFFIXES = ("", ".wav", ".flac", ".ogg", ".mp3")
 Listed = tuple[Path, str, dict[str, Any]]
 
@@ -15,7 +17,8 @@ def listed(path: str | Path) -> list[Listed]:
     """(file, text, other columns) of every line of the table in a folder; no sound is read.
 
     Raises:
-        ValueError: no folder, no or an empty table, a line without file or text, a line that names a missing clip.
+        ValueError: no folder, no or an empty table; lines without file or text, or that name a missing clip: all of
+            them, the first few by name.
     """
     path = Path(path)
     if not path.is_dir():
@@ -24,10 +27,23 @@ def listed(path: str | Path) -> list[Listed]:
     if table is None:
         raise ValueError(f"'{path}' holds no transcripts; allowed: {', '.join(TRANSCRIPTS)}; write one line per clip, "
                          f"e.g. transcripts.csv with the columns file,text")
-    rows = [_row(path, table, line, entry) for line, entry in entries(table)]
+    rows, wrong = [], []
+    for line, entry in entries(table):
+        try:
+            rows.append(_row(path, table, line, entry))
+        except ValueError as error:
+            wrong.append(str(error))
+    refuse(wrong)
     if not rows:
         raise ValueError(f"'{table}' lists no clips; write one line per clip")
     return rows
+
+
+def refuse(wrong: Sequence[str]) -> None:
+    """Raises ValueError with the problems there are, if there are any."""
+    if wrong:
+        more = f"\n... and {len(wrong) - SHOWN} more like these" if len(wrong) > SHOWN else ""
+        raise ValueError("\n".join(wrong[:SHOWN]) + more)
 
 
 def entries(table: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -76,6 +76,11 @@ class Run:
             raise ValueError(f"'{path}' is not a run folder: it has no config.json; start one with gamut run RECIPE")
         return cls(path)
 
+    def forget(self) -> None:
+        """Remove the folder of a run that was refused before it began: one that holds what `create` wrote alone."""
+        if {file.name for file in self.path.glob("*")} <= {"config.json", "env.json"}:
+            shutil.rmtree(self.path, ignore_errors=True)
+
     @property
     def config(self) -> dict[str, Any]:
         """What `create` was given."""
