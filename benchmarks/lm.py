@@ -20,7 +20,7 @@ from gamut.generate.sampling import Sampling
 from gamut.generate.step import product
 from gamut.io.folders import load_strict
 from gamut.io.keys import qwen
-from gamut.losses.next_token import next_token_from_hidden
+from gamut.losses.from_hidden import next_token_from_hidden
 from gamut.models.lm import LM, LMConfig
 from gamut.nn.moe import LaidOut, MoE
 

@@ -10,7 +10,7 @@ import torch
 from speeches import codec as small_codec
 
 from gamut.codecs.chat import encode_chat
-from gamut.codecs.mel import patches, pieces
+from gamut.codecs.mel import patches
 from gamut.data.conversations import vocabulary
 from gamut.generate.ar import Stream
 from gamut.generate.chatting import Figures, Talk, chat, questions, say
@@ -21,7 +21,7 @@ from gamut.generate.speaker import Speaker
 from gamut.generate.tools import Toolbox, calculator
 from gamut.generate.voices import Voice, four_tools, library
 from gamut.io.growing import WavWriter
-from gamut.io.media import read_audio, write_audio
+from gamut.io.media import pieces, read_audio, write_audio
 from gamut.models.audio_encoder import AudioEncoderConfig
 from gamut.models.lm import LMConfig
 from gamut.models.omni import Omni, OmniConfig

@@ -26,7 +26,8 @@ from gamut.data.scripts import (
     who_speaks,
 )
 from gamut.data.sources import Clip
-from gamut.data.spoken import RATE, Digits, at_ratio
+from gamut.data.spoken import RATE, Digits
+from gamut.evals.conversations import at_ratio
 from gamut.generate.tools import calculator, date_and_time
 
 SLOTS = [{"coffeeDrink": "latte", "milkAmount": " soy milk"}, {"size": "small", "coffeeDrink": "mocha"}]

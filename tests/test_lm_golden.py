@@ -10,7 +10,8 @@ from safetensors import safe_open
 from gamut.io.folders import load_strict
 from gamut.io.keys import qwen, step1
 from gamut.losses.balance import balance
-from gamut.losses.next_token import next_token, next_token_from_hidden
+from gamut.losses.from_hidden import next_token_from_hidden
+from gamut.losses.next_token import next_token
 from gamut.models.lm import LM, LMConfig
 from gamut.nn.alibi import slopes
 

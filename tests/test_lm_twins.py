@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gamut.losses.balance import balance
-from gamut.losses.next_token import next_token, next_token_from_hidden
+from gamut.losses.from_hidden import next_token_from_hidden
+from gamut.losses.next_token import next_token
 from gamut.models.count import count
 from gamut.models.lm import LM, LMConfig, MoEConfig
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gamut.losses.next_token import next_token_from_hidden
+from gamut.losses.from_hidden import next_token_from_hidden
 from gamut.nn import linear as module
 from gamut.nn.linear import Linear, linear, onednn
 from gamut.nn.norm import SMALLEST, RMSNorm

@@ -14,7 +14,7 @@ from gamut.io.convert import export
 from gamut.io.folders import load_strict, save_folder
 from gamut.io.keys import step_audio_2 as keys
 from gamut.io.meta import meta
-from gamut.losses.next_token import next_token_from_hidden
+from gamut.losses.from_hidden import next_token_from_hidden
 from gamut.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from gamut.models.lm import LMConfig
 from gamut.models.omni import Omni, OmniConfig
@@ -24,6 +24,11 @@ MINI = OmniConfig(
     lm=LMConfig(vocab=158720, width=3584, layers=28, heads=28, kv_heads=4, head_dim=128, ffn=18944, qkv_bias=True,
                 max_positions=16384)
 )  # fact sheet §3-4
+
+
+def patches_of(model: Omni, lens: torch.Tensor) -> list[int]:
+    """What the layers themselves make of clips of so many usable frames."""
+    return model.adapter.lengths(model.encoder.lengths(lens)).tolist()
 
 
 def fixture(folder, name):
@@ -150,7 +155,7 @@ def test_patch_counts_agree_with_the_front_end():
     """The model and codecs/mel.py count patches apart from each other; a prompt needs both to agree."""
     model = tiny()
     for frames in range(3, 200):
-        assert model.patches(torch.tensor([frames - 2])) == [patches(frames)]
+        assert patches_of(model, torch.tensor([frames - 2])) == [patches(frames)]
 
 
 @torch.no_grad()
@@ -185,7 +190,7 @@ def test_injection_goes_to_the_right_places():
     """Clips follow the row-major order of their <audio_start>; every other embedding stays bitwise."""
     model = tiny()
     mels, lens = pad_mels([torch.randn(16, f) for f in (20, 36, 12)])
-    one, two, three = (block(n) for n in model.patches(lens))
+    one, two, three = (block(n) for n in patches_of(model, lens))
     rows = [[1, *one, 2, *two, 3], [*three, 4, 5]]
     ids = torch.tensor([row + [0] * (max(map(len, rows)) - len(row)) for row in rows])
     out, plain, (features, counts) = model.embed(ids, mels, lens), model.lm.embed(ids), model.features(mels, lens)
@@ -201,7 +206,7 @@ def test_injection_goes_to_the_right_places():
         ([block(3), [1] * 5], [], "got 0 clips for 1 <audio_start> tokens in 2 rows; give one clip per"),
         ([[1] * 5], [24], "got 1 clips for 0 <audio_start> tokens in 1 rows"),
         ([block(2)], [24], r"clip 0 has 3 patches, but 2 <audio_patch> tokens follow its .* \(row 0, token 0\)"),
-        ([[5, *block(4)]], [24], r"clip 0 has 3 patches, but 4 .* \(row 0, token 1\); write as many as Omni.patches"),
+        ([[5, *block(4)]], [24], r"clip 0 has 3 patches, but 4 .* \(row 0, token 1\); write as many as codecs.mel"),
         ([[1, 1, 47, 49], [49, 49, 48, 1]], [24], "clip 0 has 3 patches, but 1 <audio_patch>"),
     ],
 )
@@ -233,7 +238,7 @@ def test_silence_and_the_shortest_sound_are_heard():
     torch.manual_seed(0)
     model = Omni(replace(tiny().config, audio=AudioEncoderConfig(width=24, layers=1, heads=2, ffn=96)))
     mels, lens = pad_mels([step_audio_2_mel(torch.zeros(8000)), step_audio_2_mel(torch.zeros(1))])
-    ids = [block(n) for n in model.patches(lens)]
+    ids = [block(n) for n in patches_of(model, lens)]
     assert [len(row) - 2 for row in ids] == [6, 0]
     tokens = torch.tensor([ids[0], ids[1] + [0] * 6])
     assert model(tokens, mels, lens).isfinite().all()
@@ -242,7 +247,7 @@ def test_silence_and_the_shortest_sound_are_heard():
 def test_loss_is_the_cross_entropy_of_the_answers():
     model = tiny()
     mels, lens = pad_mels([torch.randn(16, f) for f in (20, 36)])
-    rows = [[1, *block(n), 7, 8, 9] for n in model.patches(lens)]
+    rows = [[1, *block(n), 7, 8, 9] for n in patches_of(model, lens)]
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     target = torch.zeros_like(ids)
@@ -263,7 +268,7 @@ def test_loss_is_the_cross_entropy_of_the_answers():
 def test_a_prompt_with_sound_is_continued_as_without_a_cache():
     model = tiny()
     mels, lens = pad_mels([torch.randn(16, 36)])
-    ids = [1, *block(*model.patches(lens)), 2]
+    ids = [1, *block(*patches_of(model, lens)), 2]
     (sample,) = generate(model.lm, [Prompt(ids, model.prompt(ids, mels, lens))], Sampling(temperature=0.0, max_new=6))
     for step, token in enumerate(sample.ids):
         logits = model(torch.tensor([ids + list(sample.ids[:step])]), mels, lens)

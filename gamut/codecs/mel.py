@@ -16,7 +16,6 @@ from torch import Tensor
 from gamut.io.media import resample
 
 WHISPER_RATE, WHISPER_HOP, WHISPER_FFT = 16000, 160, 400  # 10 ms frames
-PIECE_SECONDS = 25.0  # Step-Audio 2 cuts a recording into pieces of this length, a block of patches each
 PAD = 479  # samples of silence Step-Audio 2 appends before its log-mel
 
 
@@ -153,15 +152,6 @@ def patches(frames: int) -> int:
     """
     encoded = (frames - 2 + 1) // 2 // 2
     return (encoded - 1) // 2 + 1
-
-
-def pieces(wav: Float[Tensor, " T"], rate: int = WHISPER_RATE, seconds: float = PIECE_SECONDS) -> list[Tensor]:
-    """Cut a recording into pieces of at most ``seconds``; each becomes an audio block of its own.
-
-    A rest too short to be heard (21 ms) is left out, where there is more than it.
-    """
-    parts = list(wav.split(int(seconds * rate)))
-    return parts[:-1] if len(parts) > 1 and len(parts[-1]) * 1000 < 21 * rate else parts
 
 
 def levelled(wav: Float[Tensor, " T"], level: float = 0.06) -> Float[Tensor, " T"]:

@@ -13,9 +13,10 @@ from gamut.codecs.mel import hear
 from gamut.codecs.text import Tokenizer
 from gamut.codecs.weave import Marks, build_ta4
 from gamut.data import scripts
-from gamut.data.dialogues import Dialogue, Row, Writer
+from gamut.data.dialogues import Dialogue, Row, Turn, Writer
+from gamut.data.disguise import disguised, hidden
 from gamut.data.load import alike
-from gamut.data.orders import Orders, hidden
+from gamut.data.orders import Orders
 from gamut.data.scripts import SCRIPTS, Script, World
 from gamut.data.spoken import RATE, Digits
 from gamut.data.talks import TalkBatch, Voice, stacked, tokenizer
@@ -74,13 +75,18 @@ class Conversations:
 
     def row(self, dialogue: Dialogue, rng: random.Random) -> tuple[Row, list[Tensor], float]:
         """Ids and what to learn of them, the log-mels heard, and the seconds of sound."""
-        mels = [None if turn.wav is None else hear(turn.wav, turn.rate) for turn in dialogue.turns]
-        if self.world.vary:
-            mels = [hidden(mel, rng) if mel is not None and turn.kind == "order" else mel
-                    for mel, turn in zip(mels, dialogue.turns, strict=True)]  # fmt: skip
+        mels = [None if turn.wav is None else self._heard(turn, rng) for turn in dialogue.turns]
         writer = Writer(self.words, self.tools, self.codec.vocab, partial(self.spoken, rng), partial(self.sample, rng))
         seconds = sum(len(turn.wav) / turn.rate for turn in dialogue.turns if turn.wav is not None)
         return writer.row(dialogue, mels), [mel for mel in mels if mel is not None], seconds
+
+    def _heard(self, turn: Turn, rng: random.Random) -> Tensor:
+        mel = hear(turn.wav, turn.rate)
+        if not self.world.vary:
+            return mel
+        if turn.kind != "who" and rng.random() < 0.5:
+            mel = disguised(mel, rng)
+        return hidden(mel, rng) if turn.kind == "order" else mel
 
     def batch(self, index: int, size: int, chosen: Sequence[Script] = SCRIPTS) -> TalkBatch:
         """Batch number ``index``: the scripts by their weights, rows of like length together.

@@ -12,17 +12,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gamut.codecs.mel import hear, pad_mels
+from gamut.data.disguise import disguised, hidden
 from gamut.data.load import alike
-from gamut.data.orders import Orders, hidden
+from gamut.data.orders import Orders
 from gamut.data.spoken import RATE, Digits, noisy
 
 STEP = RATE // 25  # samples of a recording of digits per step of the encoder
+OTHERS, SHARE = 0.3, 0.7  # of batches of digits that others speak; of clips that are disguised. Ours
 POOL = 4  # batches of orders drawn together, so that clips of one length can be put side by side; ours
 
 
 class Frames(NamedTuple):
-    """Log-mels, their frames, and per step the digit (10: none) and the speaker (the last class: nobody); -100 behind
-    a clip's end."""
+    """Log-mels, their frames, and per step the digit (10: none) and the speaker (the last class: nobody; -100: somebody
+    disguised); -100 behind a clip's end."""
 
     mels: Float[Tensor, "N M F"]
     lens: Int[Tensor, " N"]
@@ -38,25 +40,29 @@ class Ordered(NamedTuple):
     slots: Int[Tensor, "N S"]
 
 
-def digit_frames(digits: Digits, size: int, index: int, seed: int) -> Frames:
-    """Batch number ``index``: noisy strings of digits, each digit by somebody else or all by one."""
+def digit_frames(digits: Digits, others: Digits | None, size: int, index: int, seed: int) -> Frames:
+    """Batch number ``index``: noisy strings of digits, each digit by somebody else or all by one; of ``others`` nobody
+    is known."""
     rng = random.Random(f"hear {seed} {index}")
     count, names = rng.choice((1, 2, 3, 4, 6)), digits.names
+    given = others if others and rng.random() < OTHERS else digits
     mels, spans = [], []
     for _ in range(size):
-        one = rng.choice(names) if rng.random() < 0.5 else ""
-        said = digits.say([rng.randrange(10) for _ in range(count)], rng, speaker=one)
-        mels.append(hear(noisy(said.wav, rng, -4.5, -1.6), RATE))
-        spans.append(list(zip(said.spans, said.digits, said.speakers, strict=True)))
+        one = rng.choice(given.names) if rng.random() < 0.5 else ""
+        said = given.say([rng.randrange(10) for _ in range(count)], rng, speaker=one)
+        mel, strange = hear(noisy(said.wav, rng, -4.5, -1.6), RATE), rng.random() < SHARE
+        mels.append(disguised(mel, rng) if strange else mel)
+        who = [-100 if strange or given is others else names.index(name) for name in said.speakers]
+        spans.append(list(zip(said.spans, said.digits, who, strict=True)))
     mels_NMF, lens_N = pad_mels(mels)
     digits_NT = torch.full((size, (mels_NMF.shape[-1] + 1) // 4), -100)
     speakers_NT = digits_NT.clone()
     for row, (length, parts) in enumerate(zip(lens_N.tolist(), spans, strict=True)):
         end = (length + 1) // 4
         digits_NT[row, :end], speakers_NT[row, :end] = 10, len(names)
-        for (a, b), digit, name in parts:
+        for (a, b), digit, speaker in parts:
             place = slice(round(a / STEP), min(end, max(round(b / STEP), round(a / STEP) + 1)))
-            digits_NT[row, place], speakers_NT[row, place] = digit, names.index(name)
+            digits_NT[row, place], speakers_NT[row, place] = digit, speaker
     return Frames(mels_NMF, lens_N, digits_NT, speakers_NT)
 
 
@@ -76,7 +82,8 @@ def order_slots(orders: Orders, named: dict[str, list[str]], size: int, index: i
     drawn = deal.choices(range(len(orders)), k=size * POOL)
     mels, labels = [], []
     for which in alike(drawn, size, lambda which: len(orders.wavs[which]), deal)[place]:
-        mels.append(hidden(hear(noisy(orders.say(which, rng), rng, -4.5, -1.6), orders.rate), rng))
+        mel = hear(noisy(orders.say(which, rng), rng, -4.5, -1.6), orders.rate)
+        mels.append(hidden(disguised(mel, rng) if rng.random() < SHARE else mel, rng))
         labels.append([_place(named[name], orders.slots[which].get(name)) for name in named])
     return Ordered(*pad_mels(mels), torch.tensor(labels))
 

@@ -52,15 +52,6 @@ class Orders:
         return stretched(self.wavs[which], rng.uniform(0.88, 1.12)) * 10 ** rng.uniform(-0.25, 0.25)
 
 
-def hidden(mel: Float[Tensor, "M F"], rng: random.Random) -> Float[Tensor, "M F"]:
-    """Two bands and two moments of a log-mel set to its mean, as SpecAugment does (arXiv 1904.08779)."""
-    mel = mel.clone()
-    for _ in range(2):
-        band, moment = rng.randrange(mel.shape[0] - 12), rng.randrange(max(1, mel.shape[1] - 15))
-        mel[band : band + rng.randint(0, 12)], mel[:, moment : moment + rng.randint(0, 15)] = mel.mean(), mel.mean()
-    return mel
-
-
 def slots(clip: Clip) -> dict[str, str]:
     """What was ordered, in the order of ``SLOTS``, without blanks around the values.
 

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from gamut.codecs import chat
 from gamut.codecs.chat import EOT, encode_chat
-from gamut.codecs.mel import PAD, WHISPER_HOP, WHISPER_RATE, hear, levelled, pad_mels, patches, pieces
+from gamut.codecs.mel import PAD, WHISPER_HOP, WHISPER_RATE, hear, levelled, pad_mels, patches
 from gamut.codecs.text import Tokenizer
 from gamut.codecs.weave import Marks, build_ta4
 from gamut.data.own import Talked, parts, refuse, sound_file, unfolded
 from gamut.data.pack import buckets, pack, shuffled
-from gamut.io.media import duration, read_audio, resample
+from gamut.io.media import duration, pieces, read_audio, resample
 
 _CODE = re.compile(r"<audio_(\d+)>")
 

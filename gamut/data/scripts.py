@@ -95,7 +95,7 @@ def _arithmetic(task: Task, aloud: float = 0.5, think: float = 0.15) -> Make:
 
 def written(world: World, rng: random.Random) -> Dialogue:
     """The same arithmetic with nothing to hear: text to text, or to speech."""
-    task = rng.choice([task for task in TASKS[1:] if not task.tool])
+    task = rng.choice(TASKS[1:])
     digits = [rng.randrange(10) for _ in range(rng.choice(task.counts))]
     turn = Turn(task.answer(digits), request=" ".join(map(str, digits)), aloud=rng.random() < 0.3, kind="written")
     return Dialogue("written", task.prompt, [turn])
@@ -218,7 +218,7 @@ def memory(world: World, rng: random.Random) -> Dialogue:
 
 SCRIPTS = (
     *(Script(task.name, task.weight, _arithmetic(task, 0.0 if task == TASKS[0] else 0.5, 0.15 * (task != TASKS[0])))
-      for task in TASKS if not task.tool),
+      for task in TASKS),
     Script("read", 0.1, read_aloud), Script("written", 0.16, written), Script("count on", 0.04, count_on),
     Script("who", 0.1, who_speaks), Script("calculator", 0.08, only("calculator")), Script("date", 0.1, only("date")),
     Script("audio search", 0.3, only("audio search")), Script("order", 0.3, only("order")),

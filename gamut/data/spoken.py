@@ -103,11 +103,6 @@ def noisy(wav: Tensor, rng: random.Random, quiet: float = -4.5, loud: float = -2
     return wav + white(len(wav), rng) * 10 ** rng.uniform(quiet, loud)
 
 
-def at_ratio(wav: Tensor, decibel: float, rng: random.Random) -> Tensor:
-    """White noise added, so many dB below the sound's own RMS. Seeded by ``rng``."""
-    return wav + white(len(wav), rng) * wav.square().mean().sqrt() * 10 ** (-decibel / 20)
-
-
 def white(length: int, rng: random.Random) -> Tensor:
     """White noise of RMS 1, seeded by ``rng``."""
     return torch.randn(length, generator=torch.Generator().manual_seed(rng.getrandbits(32)))

@@ -26,7 +26,6 @@ class Task:
     counts: tuple[int, ...]  # how many digits the question may hold
     answer: Callable[[Sequence[int]], str]
     weight: float  # how often it leads a batch
-    tool: str = ""  # the operator, where a calculator is to be called
 
 
 def _row(digits: Sequence[int]) -> str:
@@ -39,7 +38,6 @@ TASKS = (
     Task("difference", "Say how far apart the two numbers are.", (2,), lambda d: str(abs(d[0] - d[1])), 0.3),
     Task("maximum", "Say the larger of the two numbers.", (2,), lambda d: str(max(d)), 0.12),
     Task("reverse", "Say the numbers in reverse.", (2, 3, 4), lambda d: _row(d[::-1]), 0.5),
-    Task("product", "Multiply the two numbers with the calculator.", (2,), lambda d: str(d[0] * d[1]), 0.06, tool="*"),
 )
 
 

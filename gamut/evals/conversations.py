@@ -31,7 +31,7 @@ from gamut.data.scripts import (
     describe,
     order_turn,
 )
-from gamut.data.spoken import RATE, Digits, at_ratio
+from gamut.data.spoken import RATE, Digits, white
 from gamut.data.talks import TASKS
 from gamut.evals.judges import Sphinx, who
 from gamut.evals.judges import hear as judged
@@ -49,7 +49,7 @@ from gamut.models.judge import DigitJudge
 
 LONGEST = 160  # tokens of an answer: about five seconds of speech
 GREEDY = Sampling(temperature=0.0)
-ARITHMETIC = [task.name for task in TASKS[1:] if not task.tool]
+ARITHMETIC = [task.name for task in TASKS[1:]]
 
 
 @dataclass
@@ -100,7 +100,7 @@ class _Held:
 
 def taught() -> dict[str, dict[str, bool]]:
     """Every request of `data.scripts`, and how it is answered."""
-    tasks = {task.prompt: task != TASKS[0] for task in TASKS if not task.tool}
+    tasks = {task.prompt: task != TASKS[0] for task in TASKS}
     plain = tasks | {CONVERSE_ALOUD: True, CONVERSE: False, READ_ALOUD: True, WHO: False}
     with_tools = {ASSIST_ALOUD: True, ASSIST: False}
     return {name: {"aloud": aloud, "tools": name in with_tools} for name, aloud in (plain | with_tools).items()}
@@ -186,6 +186,11 @@ def dialogues(world: World, scripts: Sequence[Script], each: int, seed: int = 0)
     """``each`` conversations of every script."""
     return [script.make(world, random.Random(f"exam {seed} {script.name} {i}"))
             for script in scripts for i in range(each)]  # fmt: skip
+
+
+def at_ratio(wav: Tensor, decibel: float, rng: random.Random) -> Tensor:
+    """White noise added, so many dB below the sound's own RMS. Seeded by ``rng``."""
+    return wav + white(len(wav), rng) * wav.square().mean().sqrt() * 10 ** (-decibel / 20)
 
 
 def at_level(world: World, level: float) -> World:

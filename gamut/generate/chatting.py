@@ -19,14 +19,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gamut.codecs.chat import ANSWER_SPEECH, ANSWER_TEXT, ANSWER_THINKING, EOT
-from gamut.codecs.mel import WHISPER_RATE, hear, levelled, patches, pieces
+from gamut.codecs.mel import WHISPER_RATE, hear, levelled, patches
 from gamut.codecs.prompts import TRANSCRIBE
 from gamut.generate.past import Past
 from gamut.generate.sampling import Sampling
 from gamut.generate.speak import Asked, Done, Event, Sound, Thought, Told, Words, collect, decoder, respond
 from gamut.generate.speaker import LEVEL, RELEASED, SAMPLING, Speaker
 from gamut.io.growing import WavWriter, settled
-from gamut.io.media import SUBTYPES, read_audio, resample
+from gamut.io.media import SUBTYPES, pieces, read_audio, resample
 from gamut.io.progress import clock
 
 MEANWHILE = "Tell me in one short sentence that you are looking it up."  # while a tool takes its time; ours

@@ -169,6 +169,15 @@ def duration(source: str | Path | bytes) -> float:
     return info.frames / info.samplerate
 
 
+def pieces(wav: Float[Tensor, " T"], rate: int = 16000, seconds: float = 25.0) -> list[Tensor]:
+    """Cut a recording as Step-Audio 2 does, into pieces of at most ``seconds``, each an audio block of its own.
+
+    A rest too short to be heard (21 ms) is left out, where there is more than it.
+    """
+    parts = list(wav.split(int(seconds * rate)))
+    return parts[:-1] if len(parts) > 1 and len(parts[-1]) * 1000 < 21 * rate else parts
+
+
 @functools.lru_cache(maxsize=32)
 def _taps(old: int, new: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """First input sample (J,) and weights (J, K) of each output sample within one period of ``old`` inputs."""

@@ -76,10 +76,6 @@ class Omni(Pretrained, nn.Module):
         """
         return self.adapter(*self.encoder(mels_NMF, lens_N))
 
-    def patches(self, lens_N: Int[Tensor, " N"]) -> list[int]:
-        """How many ``<audio_patch>`` tokens clips of so many usable mel frames need."""
-        return self.adapter.lengths(self.encoder.lengths(lens_N)).tolist()
-
     def embed(
         self,
         ids_BT: Int[Tensor, "B T"],
@@ -118,7 +114,7 @@ class Omni(Pretrained, nn.Module):
             if found != count:
                 raise ValueError(f"clip {n} has {count} patches, but {found} <audio_patch> tokens follow its "
                                  f"<audio_start> (row {start // width}, token {start % width}); write as many as "
-                                 f"Omni.patches(lens) says")
+                                 f"codecs.mel.patches(frames) says")
 
     def prompt(
         self,

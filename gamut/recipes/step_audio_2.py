@@ -24,7 +24,7 @@ import gamut
 from gamut.codecs.text import Tokenizer
 from gamut.data.conversations import Conversations, vocabulary
 from gamut.data.load import Batches
-from gamut.data.machine import helped
+from gamut.data.machine import helped, others
 from gamut.data.orders import FOLDS, Orders
 from gamut.data.scripts import SCRIPTS, Script, mix
 from gamut.data.spoken import Digits
@@ -36,7 +36,7 @@ from gamut.evals.talk_report import MEASURED, provenance, samples
 from gamut.io.env import shipped
 from gamut.io.files import atomic_write
 from gamut.io.runs import Run
-from gamut.losses.next_token import next_token_from_hidden
+from gamut.losses.from_hidden import next_token_from_hidden
 from gamut.models.audio_encoder import AudioEncoderConfig
 from gamut.models.decoder import LMConfig
 from gamut.models.omni import Omni, OmniConfig
@@ -57,7 +57,7 @@ class Config:
     ffn: int = 384  # paper 18944 (released config.json)
     encoder: tuple[int, int, int] = (128, 3, 4)  # paper: 1280 wide, 32 layers, 20 heads (released)
     adapter: int = 256  # paper 2048 (released config.json); hidden channels
-    hear_steps: int = 3600  # ours; updates of the encoder, where the paper takes a trained one
+    hear_steps: int = 6000  # ours; updates of the encoder, where the paper takes a trained one
     align_steps: int = 100  # paper 12000 (§4.1); updates of the adaptor alone
     main_steps: int = 2000  # not found in the paper (800B tokens); ours
     sft_steps: int = 6500  # not found in the paper (4B tokens, one epoch); ours
@@ -138,7 +138,7 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
         world = replace(world, orders=helped(cast.orders))
     model, words = build(cfg, codec.vocab, cast.schemas, world.orders)
     if cfg.hear_steps:
-        learn_to_hear(model.encoder, world.digits, world.orders, run, steps=cfg.hear_steps,
+        learn_to_hear(model.encoder, world.digits, others(), world.orders, run, steps=cfg.hear_steps,
                       lr=cfg.lr * PARTS["hear"], batch=cfg.batch, seed=cfg.seed)  # fmt: skip
     voices = {name: Digits(world.digits.clips, (name,)).first(TAKES) for name in cast.names}
     talks = Conversations(world, voices, codec, words, cast.schemas, cfg.seed)
@@ -182,7 +182,7 @@ Transcribes, reads aloud, does sums in writing. Trained on: {}.
 CARD = """# Step-Audio 2, tiny
 
 Hears spoken digits and coffee orders, and answers in text or aloud, with four tools, in a voice that it finds. Trained
-by `gamut run step_audio_2` on: {} ({}), and on orders spoken by espeak-ng; its usual voice is {}. Seed {}.
+by `gamut run step_audio_2` on: {} ({}), and on digits and orders spoken by espeak-ng; its usual voice is {}. Seed {}.
 
 {}
 """

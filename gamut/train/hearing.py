@@ -37,11 +37,11 @@ class Slots(nn.Module):
 
 
 def learn_to_hear(
-    encoder: AudioEncoder, digits: Digits, orders: Orders | None, run: Run | None, *, steps: int, lr: float,
-    batch: int = 16, seed: int = 0,
+    encoder: AudioEncoder, digits: Digits, others: Digits | None, orders: Orders | None, run: Run | None, *, steps: int,
+    lr: float, batch: int = 16, seed: int = 0,
 ) -> None:
-    """Which digit is said and who says it, step by step; every other update, what is ordered, from the clip as a whole.
-    """
+    """Which digit is said and who says it, step by step, of ``others`` the digit alone; every other update, what is
+    ordered, from the clip as a whole."""
     width, named = encoder.config.width, values(orders) if orders else {}
     torch.manual_seed(seed)
     heads = nn.ModuleDict({"digit": nn.Linear(width, 11), "speaker": nn.Linear(width, len(digits.names) + 1)})
@@ -61,7 +61,7 @@ def learn_to_hear(
     def make(index: int) -> Frames | Ordered:
         if orders and index % 2:
             return order_slots(orders, named, batch, index // 2, seed)
-        return digit_frames(digits, batch, index, seed)
+        return digit_frames(digits, others, batch, index, seed)
 
     fit(step, nn.ModuleDict({"encoder": encoder, "heads": heads, "slots": slots}), Batches(make), steps=steps,
         optim=Optim(lr, warmup=steps // 8, weight_decay=0.02, betas=(0.9, 0.98)), run=run, stage="hear", seed=seed,

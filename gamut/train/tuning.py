@@ -13,7 +13,7 @@ from gamut.data.own import Talked, split
 from gamut.data.own_rows import Own, OwnBatch
 from gamut.io.folders import load_tensors
 from gamut.io.runs import Run
-from gamut.losses.next_token import next_token_from_hidden
+from gamut.losses.from_hidden import next_token_from_hidden
 from gamut.models.adapters import load_lora, save_lora
 from gamut.nn.lora import DECODER, add_lora, fold_lora, lora_layers, merge_lora, unmerge_lora
 from gamut.train import dist
