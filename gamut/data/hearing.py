@@ -81,7 +81,7 @@ def order_slots(orders: Orders, named: dict[str, list[str]], size: int, index: i
     deal, rng = random.Random(f"hear orders {seed} pool {pool}"), random.Random(f"hear orders {seed} {index}")
     drawn = deal.choices(range(len(orders)), k=size * POOL)
     mels, labels = [], []
-    for which in alike(drawn, size, lambda which: len(orders.wavs[which]), deal)[place]:
+    for which in alike(drawn, size, lambda which: len(orders.clips[which].wav), deal)[place]:
         mel = hear(noisy(orders.say(which, rng), rng, -4.5, -1.6), orders.rate)
         mels.append(hidden(disguised(mel, rng) if rng.random() < SHARE else mel, rng))
         labels.append([_place(named[name], orders.slots[which].get(name)) for name in named])

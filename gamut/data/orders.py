@@ -15,7 +15,7 @@ FOLDS = 5
 
 
 class Orders:
-    """Orders held in memory at one loudness.
+    """Orders held in memory, said at one loudness.
 
     Args:
         clips: with ``labels["slots"]``, name -> value (``corpora.coffee``); of one sampling rate.
@@ -25,7 +25,7 @@ class Orders:
         if not len(clips):
             raise ValueError("no orders; give recordings with labels['slots'] (corpora.coffee)")
         self.clips = list(clips)
-        self.wavs, self.rate = [levelled(clip.wav) for clip in self.clips], self.clips[0].rate
+        self.rate = self.clips[0].rate
         self.slots = [slots(clip) for clip in self.clips]
 
     def __len__(self) -> int:
@@ -47,9 +47,8 @@ class Orders:
 
     def say(self, which: int, rng: random.Random | None = None) -> Float[Tensor, " T"]:
         """One order; with ``rng`` varied in speed (12 %, pitch goes with it) and loudness (5 dB)."""
-        if rng is None:
-            return self.wavs[which]
-        return stretched(self.wavs[which], rng.uniform(0.88, 1.12)) * 10 ** rng.uniform(-0.25, 0.25)
+        wav = levelled(self.clips[which].wav)
+        return wav if rng is None else stretched(wav, rng.uniform(0.88, 1.12)) * 10 ** rng.uniform(-0.25, 0.25)
 
 
 def slots(clip: Clip) -> dict[str, str]:
