@@ -196,6 +196,16 @@ def test_a_name_that_does_not_belong_stops_the_conversion(golden, tmp_path):
     assert not (tmp_path / "ours").exists()
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_named(golden, tmp_path, bad):
+    src, weights = official_folder(golden, "qwen2", tmp_path / "src")
+    weights["model.norm.weight"] = weights["model.norm.weight"].clone().fill_(bad)
+    save_file(weights, src / "model.safetensors")
+    with pytest.raises(ValueError, match=r"src' holds nan or infinite weights in model\.norm\.weight; download"):
+        convert(src, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
 def test_messages_say_what_is_possible(golden, tmp_path):
     src, weights = official_folder(golden, "qwen2", tmp_path / "src")
     ours = convert(src, tmp_path / "ours")

@@ -16,7 +16,7 @@ import gamut
 from gamut.io import paraformer, token2wav
 from gamut.io.adapters import merge_adapter, read_adapter, write_adapter
 from gamut.io.convert_onnx import convert_onnx
-from gamut.io.folders import INDEX, WEIGHTS, Content, load_config, load_tensors, save_folder
+from gamut.io.folders import INDEX, WEIGHTS, Content, finite, load_config, load_tensors, save_folder
 from gamut.io.keys import qwen, step1, step_audio_2
 from gamut.io.pickles import unpickled
 
@@ -55,7 +55,7 @@ def convert(src: str | Path, dst: str | Path) -> Path:
         raise ValueError(f"'{src}' is a gamut checkpoint already; to write another layout: gamut export {src} DST")
     kind, keys = family(official, src)
     config = keys.config_from_official(official)
-    tensors = keys.to_ours(_foreign_tensors(src), config)
+    tensors = keys.to_ours(finite(_foreign_tensors(src), src), config)
     keys.to_official(tensors, config)  # raises for a name that does not belong, before anything is written
     card = (
         f"# {official.get('_name_or_path') or src.resolve().name}, converted\n\n"

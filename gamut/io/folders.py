@@ -217,6 +217,13 @@ def load_tensors(path: str | Path, dtype: torch.dtype | None = None) -> dict[str
     return tensors
 
 
+def finite(tensors: dict[str, Tensor], where: str | Path) -> dict[str, Tensor]:
+    """The tensors themselves. Raises ValueError where one of them holds nan or infinity: a damaged download."""
+    if bad := [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
+        raise ValueError(f"'{where}' holds nan or infinite weights in {_some(bad)}; download or save it again")
+    return tensors
+
+
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
     """Put ``tensors`` into ``module``, whose state dict must have exactly these names and shapes.
 

@@ -16,7 +16,7 @@ from typing import Any
 import gamut
 from gamut.io.convert_onnx import convert_onnx
 from gamut.io.files import atomic_dir
-from gamut.io.folders import save_folder
+from gamut.io.folders import finite, save_folder
 from gamut.io.keys import flow as flow_keys
 from gamut.io.keys import hift as hift_keys
 from gamut.io.pickles import unpickled
@@ -42,7 +42,7 @@ def convert(src: Path, dst: Path) -> Path:
     if missing := [name for name in NEEDED if name not in there]:
         got = ", ".join(there[:8])
         raise ValueError(f"'{src}' is no whole token2wav folder: {', '.join(missing)} missing, got {got}; download it")
-    flow, hift = unpickled(src / "flow.pt"), unpickled(src / "hift.pt")
+    flow, hift = (finite(unpickled(src / name), src / name) for name in ("flow.pt", "hift.pt"))
     config = {
         "flow": flow_keys.config_from_official(flow_arguments(src / "flow.yaml"), flow),
         "hift": {"dilations": (1, 3, 5)} | hift_keys.config_from_shapes(hift),  # no shape tells these
