@@ -84,8 +84,9 @@ def page() -> str:
                 both |= {name: f"{said}, people it knows", f"stranger/{name}": f"{said}, a stranger"}
         lines += [
             "## A speaker it has never heard", "",
-            "In these trainings one person's recordings are left out everywhere, encoder included; the first line of "
-            "each pair asks in the voices of the other five, the second in the voice of that person alone.", "",
+            "In these trainings nothing that one person says is heard, by encoder or decoder (the codec that speaks is "
+            "the shipped one, which knows all six); the first line of each pair asks in the voices of the other five, "
+            "the second in the voice of that person alone.", "",
             *table(both, [(line["without"], line["metrics"]) for line in strangers]), "",
         ]  # fmt: skip
     return "\n".join(lines)

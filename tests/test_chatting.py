@@ -171,12 +171,17 @@ def test_two_hours_are_refused_before_any_of_it_is_heard(speaker):
     assert time.thread_time() - began < 0.5
 
 
-def test_a_past_that_outgrows_the_context_says_so(speaker):
-    talk = Talk(speaker, aloud=False, sampling=replace(SHORT, max_new=2))
-    collect(talk.ask(tone(45), 16000))
-    with pytest.raises(ValueError, match=r"the prompt has 1\d\d\d tokens, the model's context holds 1024"):
-        collect(talk.ask(tone(45), 16000))
-    assert len(talk.messages) == 2
+def test_a_past_that_outgrows_the_context_is_forgotten_from_its_beginning(speaker, monkeypatch):
+    """Whole exchanges, with their sound; what is left stands in the prompt as before, behind the system message."""
+    talk = Talk(speaker, "Be brief.", aloud=False, sampling=replace(SHORT, max_new=2))
+    asked = [(tone(30), "one"), (None, "two"), (tone(15), "three"), (tone(20), "four")]
+    with pytest.warns(UserWarning, match="outgrows the model's context: its oldest turn is left out") as warned:
+        prompts = [speaker.words.decode(ids) for ids in prompts_of(talk, monkeypatch, *asked)]
+    assert len(warned) == 1 and "one" in prompts[2] and "one" not in prompts[3]
+    assert all(word in prompts[3] for word in ("Be brief.", "two", "three", "four"))
+    assert len(talk.messages) == 6 and len(talk.mels) == 2
+    fresh = Talk(speaker, "Be brief.", False, sampling=talk.sampling, messages=talk.messages[:4], mels=talk.mels[:1])
+    assert speaker.words.decode(prompts_of(fresh, monkeypatch, asked[3])[0]) == prompts[3]
 
 
 def test_nothing_and_next_to_nothing_are_refused(speaker):
@@ -245,7 +250,7 @@ def test_a_question_is_never_written_over_and_an_answer_only_by_another(speaker,
             chat(speaker, path, out=tmp_path / "a.wav")
         assert (tmp_path / "a.wav").read_bytes() == b"an older answer"
     capsys.readouterr()
-    chat(speaker, question, out=tmp_path / "a.wav", sampling=SHORT)  # too short for any sound
+    chat(speaker, question, out=tmp_path / "a.wav", sampling=replace(SHORT, max_new=2))  # too short for any sound
     assert (tmp_path / "a.wav").read_bytes() == b"an older answer"
     said = capsys.readouterr().out
     assert said.startswith("question: q.wav, 0.5 s\n") and "without speech" in said and "a.wav" not in said

@@ -53,6 +53,18 @@ def test_ten_megabytes_or_broken_json_leave_room_for_an_answer(monkeypatch, valu
     assert len(prompts[1]) < 512 and len(talk.messages) == 4 and time.thread_time() - began < 5
 
 
+def test_the_results_of_a_turn_share_a_quarter_of_the_context():
+    box = Toolbox([Tool("big", "", NOTHING, lambda: "x" * 10**6)]).within(16384)
+    told = box.run([ToolCall("big", "{}", str(i)) for i in range(9)])
+    assert sum(len(result.content) for result in told[:8]) <= 4096 and not told[8].ok
+    assert len(box.run([ToolCall("big", "{}", "c")])[0].content) == 4096
+
+
+def test_a_failed_search_is_told_as_an_error_alone():
+    [result] = Toolbox([web_search("http://127.0.0.1:9/%s")]).run([ToolCall("search", '{"query": "x"}', "c")])
+    assert result.message["role"] == "tool" and result.message["content"].startswith("error: search failed")
+
+
 def test_a_box_within_a_context_keeps_its_tools_and_never_grows():
     box = Toolbox([Tool("t", "", NOTHING, lambda: "y" * 9000)], limit=1000, most=3)
     assert (box.within(16384).limit, box.within(2048).limit, box.within(8).limit) == (1000, 512, 128)

@@ -14,6 +14,7 @@ from speeches import codec as small_codec
 
 from gamut.codecs.answer import parse_ta4
 from gamut.codecs.chat import (
+    AFTER_THINKING,
     ANSWER_SPEECH,
     ANSWER_THINKING,
     AUDIO_END,
@@ -273,7 +274,7 @@ def test_a_voice_that_was_found_is_heard_and_spoken_in():
     decode, prompts = script(call, [*speech("x", [2] * 4), STOP])
     answer = collect(respond([USER], decode, WORDS, codec=Manners(), tools=Toolbox([tool]),
                              prefill=("", ANSWER_SPEECH), switch=lambda hit: ([3, 4], hit.text)))  # fmt: skip
-    assert asked_for == [None, "a low voice"] and answer.spoken == "x"
+    assert asked_for == ["a low voice"] and answer.spoken == "x"
     assert MARKS.audio_codes(prompts[1]) == [3, 4] and answer.messages[1]["content"][0]["text"] == "a low voice"
     decode, prompts = script(call, "ok<|EOT|>")
     collect(respond([USER], decode, WORDS, codec=CODEC, tools=Toolbox([tool])))
@@ -300,3 +301,39 @@ def test_a_slow_tool_is_spoken_over():
     assert "one moment" not in WORDS.decode(prompts[1])
     decode, _ = script(call, "ok<|EOT|>")
     assert not any(e is meanwhile for e in respond([USER], decode, WORDS, tools=Toolbox([tool]), interim=interim))
+
+
+def test_a_voice_that_cannot_be_taken_on_is_told_and_the_turn_goes_on():
+    """Too short a clip, a codec without a tokenizer: whatever the codec refuses is the tool's error."""
+    def refuse(found):
+        raise ValueError("a voice needs a recording of at least 0.5 s")
+
+    tool = Tool("voice", "", {"type": "object", "properties": {}}, lambda: Found("calm", torch.zeros(100), 8000))
+    decode, prompts = script(f"{write_tool_call('voice', {})}<|EOT|>", "ok<|EOT|>")
+    answer = collect(respond([USER], decode, WORDS, codec=CODEC, tools=Toolbox([tool]), switch=refuse))
+    assert (answer.text, answer.results[0].content) == ("ok", "error: a voice needs a recording of at least 0.5 s")
+    assert "function_output\nvoice\nerror: a voice needs" in WORDS.decode(prompts[1])
+
+
+def test_a_model_that_was_not_taught_to_speaks_behind_its_thought():
+    """As the released examples do: up to </think>, then the mark of speech is put there."""
+    decode, prompts = script("hm</think>", "7<|EOT|>")
+    asked = respond([USER], decode, WORDS, codec=CODEC, prefill=ANSWER_THINKING, after_thought=AFTER_THINKING)
+    answer = collect(asked)
+    assert answer.thought == "hm" and WORDS.decode(prompts[1]).endswith("<think>\nhm</think>\n\n<tts_start>")
+    assert answer.spoken == "7" and answer.text == ""
+    assert WORDS.decode(prompts[1]).startswith(WORDS.decode(prompts[0]))
+
+
+def test_a_voice_is_read_when_there_is_something_to_say():
+    opened = []
+
+    class Counted:
+        vocab, rate = CODEC.vocab, CODEC.rate
+
+        def streaming(self, rows, **manner):
+            opened.append(manner)
+            return CODEC.streaming(rows, **manner)
+
+    decode, _ = script("seven<|EOT|>")
+    assert collect(respond([USER], decode, WORDS, codec=Counted())).text == "seven" and not opened

@@ -7,6 +7,7 @@ T samples · M mel bins · F mel frames
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gamut.codecs.chat import ANSWER_SPEECH, ANSWER_TEXT, ANSWER_THINKING, EOT
+from gamut.codecs.chat import AFTER_THINKING, ANSWER_SPEECH, ANSWER_TEXT, ANSWER_THINKING, EOT, encode_chat
 from gamut.codecs.mel import WHISPER_RATE, hear, levelled, patches
 from gamut.codecs.prompts import TRANSCRIBE
 from gamut.generate.past import Past
@@ -59,7 +60,8 @@ class Talk:
 
     def __post_init__(self):
         self.past = Past(self.speaker.model.lm)
-        self.box = self.speaker.tools.within(self.speaker.model.config.lm.max_positions)
+        self.room = self.speaker.model.config.lm.max_positions
+        self.box = self.speaker.tools.within(self.room)
 
     def ask(self, wav: Float[Tensor, " T"] | None = None, rate: int = WHISPER_RATE, text: str = "") -> Iterator[Event]:
         """The events of the answer to what is said, written, or both.
@@ -77,16 +79,31 @@ class Talk:
             wav = resample(levelled(wav, LEVEL) if self.speaker.small else wav, rate, WHISPER_RATE)
             mels = [hear(piece, WHISPER_RATE) for piece in pieces(wav)]
             parts.append({"type": "audio", "patches": [patches(mel.shape[-1]) for mel in mels]})
-        question = {"role": "human", "content": parts}
-        yield from self._answer(question, [*self.mels, *mels])
+        yield from self._answer({"role": "human", "content": parts}, mels)
 
-    def _answer(self, question: dict[str, Any], mels: list[Tensor]) -> Iterator[Event]:
+    def _kept(self, around: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Tensor]]:
+        """The past without its oldest exchanges where, with system and question ``around`` it, it would take more than
+        three quarters of the context."""
+        past, mels, words, codec = self.messages, self.mels, self.speaker.words, self.speaker.codec
+        tools, codes = self.box.schemas if self.tools else None, codec.vocab if codec else 6561
+        while past and len(encode_chat([*around, *past], words, tools, codes=codes)) > 0.75 * self.room:
+            warnings.warn("the conversation outgrows the model's context: its oldest turn is left out", stacklevel=3)
+            end = next((i for i, message in enumerate(past) if i and message["role"] == "human"), len(past))
+            sounds = sum(len(part.get("patches", ())) for message in past[:end] if message["role"] == "human"
+                         for part in message["content"])  # fmt: skip
+            past, mels = past[end:], mels[sounds:]
+        return past, mels
+
+    def _answer(self, question: dict[str, Any], heard: list[Tensor]) -> Iterator[Event]:
         words = self.speaker.words
         system = [{"role": "system", "content": self.system}] if self.system else []
+        past, mels = self._kept([*system, question])
+        mels = [*mels, *heard]
         last = ANSWER_SPEECH if self.aloud else ANSWER_TEXT
-        first = ANSWER_THINKING if self.thinks else ANSWER_TEXT if self.tools else last
+        chooses = self.tools and bool(self.speaker.taught)  # a released model calls behind speech, as behind text
+        first = ANSWER_THINKING if self.thinks else ANSWER_TEXT if chooses else last
         sampling = replace(self.sampling, stop=(words.id(EOT),))
-        asked, codec = [*system, *self.messages, question], self.speaker.codec
+        asked, codec = [*system, *past, question], self.speaker.codec
 
         def interim() -> Iterator[Event]:
             """The past is not touched: the answer goes on from where it called."""
@@ -98,14 +115,15 @@ class Talk:
         for event in respond(
             asked, decoder(self.speaker.model, sampling, mels, self.past), words, codec=codec,
             tools=self.box if self.tools else None, prefill=(first, last),
+            after_thought=AFTER_THINKING if self.aloud and not self.speaker.taught else "",
             interim=interim if self.meanwhile else None, patience=self.patience,
         ):  # fmt: skip
             yield event
             if isinstance(event, Done):
-                self.messages, self.mels = [*self.messages, question, *event.messages], mels
+                self.messages, self.mels = [*past, question, *event.messages], mels
 
     def _fits(self, seconds: float) -> None:
-        room = self.speaker.model.config.lm.max_positions
+        room = self.room
         if seconds < 0.021:
             raise ValueError(f"the recording is {1000 * seconds:.0f} ms long, too short to be heard; record it again")
         if (needs := round(seconds * PER_SECOND)) >= room:
@@ -234,5 +252,6 @@ def chat(
 
 def heard(speaker: Speaker, wav: Float[Tensor, " T"], rate: int) -> str:
     """The model's own transcript of a recording."""
-    talk = Talk(speaker, TRANSCRIBE, aloud=False, sampling=Sampling(temperature=0.0, max_new=200))
+    most = 200 + round(10 * len(wav) / rate)
+    talk = Talk(speaker, TRANSCRIBE, aloud=False, sampling=Sampling(temperature=0.0, max_new=most))
     return collect(talk.ask(wav, rate)).text

@@ -13,8 +13,8 @@ T samples · M mel bins
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -96,9 +96,10 @@ class _Turn:
     """One turn of the assistant taken apart: ids in, events out."""
 
     def __init__(
-        self, tokenizer: Tokenizer, marks: Marks | None, prefix: str, voice: Any, reads_calls: bool
+        self, tokenizer: Tokenizer, marks: Marks | None, prefix: str, speak: Callable[[], Any], reads_calls: bool
     ):
-        self.marks, self.voice, spoken = marks, voice, prefix.endswith(TTS_START)
+        self.marks, self.speak, spoken = marks, speak, prefix.endswith(TTS_START)
+        self.voice: Any = None  # begins with the first code: reading a voice costs what a second of speech does
         self.thinking, self.held = THINK in prefix and THOUGHT not in prefix, ""
         self.thought = self.thinking  # the lines left blank behind a thought belong to it
         self.weave = WeaveParser(marks, spoken, reopen=True) if marks else None
@@ -115,19 +116,20 @@ class _Turn:
             if text := self.said.push(i):
                 yield Words(text, spoken=True)
         if codes := self.marks.audio_codes(audio_ids):
+            self.voice = self.voice or self.speak()
             yield from self._sound(self.voice.decode(torch.tensor([codes])))
         for i in other_ids:
             if i < self.marks.audio:  # audio outside a spoken section is neither said nor shown
                 yield from self._write(self.written.push(i))
         if was_inside and not self.weave.inside:  # the rest of the sound must not wait for what is only written
-            yield from self._sound(self.voice.flush())
+            yield from self._flush()
 
     def end(self) -> Iterator[Event]:
         if rest := self.said.end():
             yield Words(rest, spoken=True)
         yield from self._write(self.written.end(), last=True)
         if self.weave and self.weave.inside:
-            yield from self._sound(self.voice.flush())
+            yield from self._flush()
 
     def _think(self, text: str, last: bool) -> Iterator[Thought]:
         """Thoughts end at their mark, which may come in pieces; what follows it is left in ``held``."""
@@ -154,6 +156,10 @@ class _Turn:
             if "content" in message:
                 yield Words(message["content"])
 
+    def _flush(self) -> Iterator[Sound]:
+        if self.voice:
+            yield from self._sound(self.voice.flush())
+
     def _sound(self, wav_BT: Float[Tensor, "1 T"]) -> Iterator[Sound]:
         if wav_BT.shape[1]:
             yield Sound(wav_BT[0])
@@ -172,9 +178,13 @@ def _consult(
     for result in tools.results(begun):
         message = result.message
         if result.sound and marks:
-            codes, voice = switch(result.sound)
-            manner = manner if voice is None else {"voice": voice}
-            message = with_sound(message, marks.audio_ids(codes))
+            try:
+                codes, voice = switch(result.sound)
+                manner = manner if voice is None else {"voice": voice}
+                message = with_sound(message, marks.audio_ids(codes))
+            except ValueError as error:  # the model is told, as of all that goes wrong with a tool
+                result = replace(result, content=f"error: {error}", ok=False, sound=None, ending="")
+                message = result.message
         messages.append(message)
         yield Told(result)
     return messages, manner
@@ -189,6 +199,7 @@ def respond(
     tools: Toolbox | None = None,
     prefill: str | Sequence[str] = ANSWER_TEXT,
     stop: Sequence[int] = (),
+    after_thought: str = "",
     turns: int = 4,
     switch: Switch | None = None,
     interim: Interim | None = None,
@@ -203,6 +214,7 @@ def respond(
         prefill: how the answer begins (an ANSWER constant of codecs/chat.py), or one per turn, the last for all others:
             ("", "<tts_start>") for a model that calls its tool silently and then speaks.
         stop: further ids that end a turn, besides ``<|EOT|>``.
+        after_thought: put behind a thought as if the model had written it: AFTER_THINKING makes it speak.
         turns: turns the assistant may take, one more than rounds of tools.
         switch: a clip that a tool found to the codes the model hears of it, and the voice that the codec's
             ``streaming(1, voice=…)`` speaks in from then on (None: its usual one). Default: ``codec.encode``, no voice.
@@ -221,16 +233,10 @@ def respond(
         prefix = prefills[min(turn, len(prefills) - 1)]
         said, codes = [*messages, *added], marks.codes if marks else 6561
         prompt = encode_chat(said, tokenizer, tools.schemas if tools else None, prefill=prefix, codes=codes)
-        ids, finish = [], "length"
-        with codec.streaming(1, **manner) if codec else nullcontext() as voice:
-            part = _Turn(tokenizer, marks, prefix, voice, tools is not None)
-            for i in decode(prompt):
-                if i in stops:
-                    finish = "stop"
-                    break
-                ids.append(i)
-                yield from part.push(i)
-            yield from part.end()
+        with ExitStack() as open_voice:
+            speak = partial(_begin, open_voice, codec, manner)
+            part = _Turn(tokenizer, marks, prefix, speak, tools is not None)
+            ids, finish = yield from _say(part, decode, prompt, stops, tokenizer.encode(after_thought))
         added.append(remember(ids, tokenizer, prefix))
         calls = part.calls.calls if part.calls else []
         finish = "turns" if turn == turns - 1 and tools and calls and finish == "stop" else finish
@@ -239,6 +245,31 @@ def respond(
         told, found = yield from _consult(tools, calls, marks, switch or partial(heard, codec), interim, patience)
         added, manner = added + told, found or manner
     yield Done(added, finish)
+
+
+def _say(
+    part: _Turn, decode: Decode, prompt: list[int], stops: set[int], behind: Sequence[int]
+) -> Generator[Event, None, tuple[list[int], str]]:
+    """One turn: its ids, ``behind`` a thought put among them, and how it ended."""
+    ids, finish, given = [], "length", iter(decode(prompt))
+    while (i := next(given, None)) is not None:
+        if i in stops:
+            finish = "stop"
+            break
+        ids.append(i)
+        thinking = part.thinking
+        yield from part.push(i)
+        if behind and thinking and not part.thinking:
+            for j in behind:
+                yield from part.push(j)
+            ids += behind
+            given = iter(decode([*prompt, *ids]))
+    yield from part.end()
+    return ids, finish
+
+
+def _begin(opened: ExitStack, codec: Any, manner: dict[str, Any]) -> Any:
+    return opened.enter_context(codec.streaming(1, **manner))
 
 
 HEARD = 1.0  # seconds of a clip that the model hears of a voice it found; ours

@@ -153,14 +153,14 @@ class _Job(threading.Thread):
         late = self._failure(f"{self.tool.name} did not answer within {self.tool.seconds:g} s")
         content, ok = self.outcome or late
         took, sound = time.monotonic() - self.began, self.sound if ok else None
-        return ToolResult(self.call, content, ok, took, sound, self.tool.ending)
+        return ToolResult(self.call, content, ok, took, sound, self.tool.ending if ok else "")
 
 
 class Toolbox:
     """The tools of one conversation.
 
     Args:
-        limit: bytes of UTF-8 a result may have; longer ones are cut, with a note.
+        limit: bytes of UTF-8 the results of a turn may have, shared alike; longer ones are cut, with a note.
         most: calls one turn may make; what goes beyond is answered with an error.
         stuck: calls past their deadline that may still be running (a thread cannot be killed); at that number new calls
             are refused until one of them ends.
@@ -181,8 +181,8 @@ class Toolbox:
         return [tool.schema for tool in self.tools.values()]
 
     def within(self, positions: int) -> "Toolbox":
-        """The same tools for a model whose context holds so many ids: a result takes at most a quarter of it (an id is
-        a byte or more)."""
+        """The same tools for a model whose context holds so many ids: the results of a turn take at most a quarter of
+        it together (an id is a byte or more)."""
         return Toolbox(list(self.tools.values()), limit=max(128, min(self.limit, positions // 4)), most=self.most,
                        stuck=self.stuck)  # fmt: skip
 
@@ -191,8 +191,9 @@ class Toolbox:
         return self.results(self.start(calls))
 
     def start(self, calls: Sequence[ToolCall]) -> "list[_Job | ToolResult]":
-        """Begin all calls and return at once; ``results`` takes what this gives."""
-        return [self._start(call, i) for i, call in enumerate(calls)]
+        """Begin all calls and return at once; ``results`` takes what this gives. They share ``limit``."""
+        limit = max(128, self.limit // max(1, min(len(calls), self.most)))
+        return [self._start(call, i, limit) for i, call in enumerate(calls)]
 
     def slow(self, begun: "Sequence[_Job | ToolResult]", seconds: float) -> bool:
         """Whether a call that was begun still runs when this much more time has passed."""
@@ -208,7 +209,7 @@ class Toolbox:
         self.running = [job for job in self.running if job.is_alive()]
         return results
 
-    def _start(self, call: ToolCall, place: int) -> "_Job | ToolResult":
+    def _start(self, call: ToolCall, place: int, limit: int) -> "_Job | ToolResult":
         tool, refusal = self.tools.get(call.name), None
         if tool is None:
             refusal = f"unknown tool {call.name!r}; available: {', '.join(self.tools) or 'none'}"
@@ -217,8 +218,8 @@ class Toolbox:
         elif sum(job.is_alive() for job in self.running) >= self.stuck:
             refusal = f"{self.stuck} earlier calls still run past their deadline; try again later"
         if tool is None or refusal:
-            return ToolResult(call, clip(defuse(f"error: {refusal}"), min(self.limit, 2000)), False, 0.0)
-        job = _Job(tool, call, self.limit)
+            return ToolResult(call, clip(defuse(f"error: {refusal}"), min(limit, 2000)), False, 0.0)
+        job = _Job(tool, call, limit)
         self.running.append(job)
         job.start()
         return job

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gamut.generate.retrieval import Index
 from gamut.generate.tools import Found, Tool, Toolbox, calculator, date_and_time, local_now, order_counter
+from gamut.generate.voice import SHORTEST
 from gamut.io.files import atomic_dir
 from gamut.io.listing import listed
 from gamut.io.media import duration, read_audio, write_audio
@@ -44,14 +45,15 @@ class Voice:
 def library(folder: str | Path) -> list[Voice]:
     """The clips of a folder with a table (``io.listing``); its column ``description`` says what a voice is like.
 
-    Clips that cannot be read are left out, named in a warning.
+    Clips that cannot be read or are shorter than ``SHORTEST`` are left out, named in a warning.
     Raises:
         ValueError: as ``listed``; or not one clip can be read.
     """
     out, bad = [], []
     for file, text, labels in listed(folder):
         try:
-            duration(file)
+            if (seconds := duration(file)) < SHORTEST:
+                raise ValueError(f"{file} is too short for a voice: {seconds:.2f} s of {SHORTEST}")
         except ValueError as error:
             bad.append(str(error))
             continue

@@ -171,8 +171,9 @@ def measured(cfg: Config, speaker: Speaker, cast: Cast) -> Result:
 
 def evaluate(folder: Path) -> Result:
     """The same examination again, for a run or a saved model."""
-    cast = Cast.of("train", voice=VOICE)
-    return measured(TINY, Speaker.load(folder), cast)
+    cfg = Config(**Run.open(folder).config["config"]) if (folder / "env.json").exists() else TINY
+    cast = Cast.of("train", cfg.source, VOICE, cfg.seed % FOLDS, cfg.without)
+    return measured(cfg, Speaker.load(folder), cast)
 
 
 BASE = """# Step-Audio 2, tiny, before it learns to answer
