@@ -49,7 +49,7 @@ def library(folder: str | Path) -> list[Voice]:
         ValueError: as ``listed``; or not one clip can be read.
     """
     out, bad = [], []
-    for file, text, labels in listed(folder):
+    for file, text, labels in listed(folder, textless=True):
         try:
             duration(file)
         except ValueError as error:
