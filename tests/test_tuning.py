@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from test_own import WORDS, asked, write
 import gamut
 from gamut.api import run as run_recipe
 from gamut.cli import main
+from gamut.codecs.text import Tokenizer
 from gamut.data.own import read_conversations
 from gamut.data.own_rows import Own
 from gamut.evals.own import answered, read_answer, scored, symbols
@@ -20,6 +22,7 @@ from gamut.io.folders import load_tensors
 from gamut.io.media import write_audio
 from gamut.io.runs import Run
 from gamut.io.source import read, tuned
+from gamut.io.tuned import TAUGHT, save_tuned
 from gamut.models.audio_encoder import AudioEncoderConfig
 from gamut.models.lm import LMConfig
 from gamut.models.omni import Omni, OmniConfig
@@ -191,6 +194,25 @@ def test_data_chooses_the_recipe_that_tunes():
     assert read(tuned("step_audio_2")).name == "step_audio_2_tune"
     with pytest.raises(ValueError, match="recipe rlhfuse takes no data of your own; --data goes with: step_audio_2"):
         run_recipe("rlhfuse", data="x")
+
+
+def test_what_a_downloaded_folder_holds_besides_stays_there(tmp_path):
+    """History, caches and other formats of the weights are not copied; what the model is read and speaks with is."""
+    there = ["token2wav/flow.pt", "token2wav/wave/a.yaml", "voices/a.wav", "menu.json", "LICENSE.txt", "merges.txt"]
+    other = [".git/objects/1", ".cache/x", ".gitattributes", "model-q4.gguf", "assets/a.png", "modeling.py", "old.bin",
+             "token2wav/.cache/x", "voices/.a.wav.tmp", "optimizer/x", "metrics.json"]  # fmt: skip
+    init = model().save_pretrained(tmp_path / "m", files=WORDS.files())
+    for name in there + other:
+        (init / name).parent.mkdir(parents=True, exist_ok=True)
+        (init / name).write_text(name)
+    (init / TAUGHT).write_text('{"a": {"aloud": true}}')
+    one = model()
+    save_tuned(tmp_path / "t", "Omni", asdict(one.config), one.state_dict(), init, {"b": {"aloud": False}}, "A card.")
+    made = {str(file.relative_to(tmp_path / "t")) for file in (tmp_path / "t").rglob("*") if file.is_file()}
+    assert made == {*there, *WORDS.files(), "config.json", "README.md", "model.safetensors", TAUGHT}
+    assert json.loads((tmp_path / "t" / TAUGHT).read_text()) == {"a": {"aloud": True}, "b": {"aloud": False}}
+    assert Tokenizer.from_pretrained(tmp_path / "t").vocab == WORDS.vocab
+    assert gamut.load(tmp_path / "t").config == one.config
 
 
 def test_a_run_says_what_changed_and_refuses_other_data(folder, tmp_path):
