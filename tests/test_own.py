@@ -183,8 +183,8 @@ def test_a_bad_line_is_named(tmp_path, line, why):
 
 
 def test_conversations_of_another_encoding(tmp_path):
-    (tmp_path / "c.jsonl").write_bytes(said("caf\u00e9").replace("\\u00e9", "\u00e9").encode("latin-1"))
-    with pytest.raises(ValueError, match=r"c\.jsonl' is not UTF-8 text; save it as UTF-8 .*; got byte 0xe9 in line 1"):
+    (tmp_path / "c.jsonl").write_bytes(said("na\u00efve").replace("\\u00ef", "\u00ef").encode("latin-1"))
+    with pytest.raises(ValueError, match=r"c\.jsonl' is not UTF-8 text; save it as UTF-8 .*; got byte 0xef in line 1"):
         read_conversations(tmp_path / "c.jsonl")
 
 

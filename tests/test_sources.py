@@ -245,7 +245,7 @@ def test_faults_in_a_transcript_file_are_named_by_line(own, kind):
                                        ("utf-16-le", "0xe9 in line 2")])  # fmt: skip
 @pytest.mark.parametrize("name", ["transcripts.csv", "transcripts.jsonl"])
 def test_a_table_of_another_encoding(own, name, code, got):
-    text = "file,text\na.wav,caf\u00e9\n" if name.endswith("csv") else '{"file": "a"}\n{"text": "caf\u00e9"}\n'
+    text = "file,text\na.wav,\u00e9t\u00e9\n" if name.endswith("csv") else '{"file": "a"}\n{"text": "\u00e9t\u00e9"}\n'
     (own / name).write_bytes(text.encode(code))
     with pytest.raises(ValueError, match=rf"{name}' is not UTF-8 text; save it as UTF-8 .*; got byte {got}"):
         folder(own)

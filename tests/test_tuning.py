@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import pytest
@@ -28,6 +30,7 @@ from gamut.models.lm import LMConfig
 from gamut.models.omni import Omni, OmniConfig
 from gamut.nn.lora import lora_state
 from gamut.plan.omni import MINI, cost
+from gamut.recipes.step_audio_2_tune import same_data
 from gamut.train.loop import Interrupted
 from gamut.train.tuning import finetune, loss, mean_loss, own_data
 
@@ -229,3 +232,36 @@ def test_a_run_says_what_changed_and_refuses_other_data(folder, tmp_path):
     write(folder, *(asked(f"{k}.wav", f"number {k}") for k in range(5)))
     with pytest.raises(ValueError, match="the data changed since this run began: 4 conversations of"):
         gamut.run(resume=result.run)
+
+
+def test_changed_words_and_sounds_are_other_data(folder, tmp_path):
+    """As long as before, in what is learned or what is held out; the folder may have moved."""
+
+    def check(run: Run, home=folder) -> None:
+        same_data(*halves(home), run)
+
+    run, clip = Run.create(tmp_path / "runs", "mine", {}), (folder / "0.wav").read_bytes()
+    lines = [asked(f"{k}.wav", f"number {k}") for k in range(6)]
+    check(run)
+    check(run, shutil.copytree(folder, tmp_path / "moved"))
+    for changed in range(6):
+        write(folder, *lines[:changed], asked(f"{changed}.wav", "number 9"), *lines[changed + 1 :])
+        with pytest.raises(ValueError, match=r"run began: 4 conv.*, with other words or sounds, held out or not; put"):
+            check(run)
+    write(folder, *lines)
+    (folder / "0.wav").write_bytes(clip + bytes(2))
+    with pytest.raises(ValueError, match="with other words or sounds"):
+        check(run)
+    (folder / "0.wav").write_bytes(clip)
+    check(run)
+
+
+def test_a_changed_transcript_is_other_data(folder, tmp_path):
+    (folder / "conversations.jsonl").unlink()
+    run = Run.create(tmp_path / "runs", "mine", {})
+    for number, home in ((12, folder), (12, tmp_path / "moved"), (34, folder)):
+        (folder / "transcripts.csv").write_text("file,text\n" + f"0.wav,{number}\n" + "1.wav,one\n2.wav,two\n")
+        if home != folder:
+            shutil.copytree(folder, home)
+        with pytest.raises(ValueError, match="with other words or sounds") if number == 34 else nullcontext():
+            same_data(*halves(home), run)

@@ -46,6 +46,18 @@ class Talked:
         return first["content"] if first["role"] == "system" and isinstance(first["content"], str) else ""
 
     @property
+    def told(self) -> list[Any]:
+        """All that is written in it; of sound the names and sizes of the files."""
+        said = [{**message, "content": [self._told(part) for part in parts(message)]} for message in self.messages]
+        return [self.first, list(self.tools), said]
+
+    def _told(self, part: Mapping[str, Any]) -> list[Any]:
+        if part["type"] != "audio":
+            return [part]
+        file = self.folder / sound_file(part)
+        return [part.get("text"), file.name, file.stat().st_size]
+
+    @property
     def aloud(self) -> bool:
         """Whether the last answer is spoken."""
         return is_spoken(self.messages[-1])
