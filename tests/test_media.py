@@ -9,6 +9,7 @@ import pytest
 import soundfile as sf
 import torch
 
+from gamut.io.growing import WavWriter
 from gamut.io.media import duration, read_audio, silent, write_audio
 
 
@@ -135,6 +136,63 @@ def test_a_recorder_that_streams_leaves_no_length():
     data[4:8] = struct.pack("<I", 0xFFFFFFFF)
     wav, _ = read_audio(bytes(data))
     assert len(wav) == 8000
+
+
+def headed(riff: int, counted: int, samples: np.ndarray, behind: bytes = b"", subtype: str | None = None) -> bytes:
+    """A WAV file whose header says what it likes."""
+    data = bytearray(stored(samples, subtype=subtype))
+    at = data.index(b"data") + 4
+    data[4:8], data[at : at + 4] = struct.pack("<I", riff), struct.pack("<I", counted)
+    return bytes(data) + behind
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+@pytest.mark.parametrize("riff", [0, 8, 36])
+def test_a_recorder_that_still_runs_counts_nothing(riff, subtype):
+    data = headed(riff, 0, tone(), subtype=subtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wav, _ = read_audio(data)
+        assert duration(data) == 0.5
+    assert np.allclose(wav.numpy(), tone(), atol=1e-4) and len(wav) == 8000
+    assert len(read_audio(data[:-3])[0]) == 7999 - (subtype == "PCM_16")  # in the middle of a sample
+
+
+def test_a_header_that_lags_behind_is_told(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(headed(36 + 32000, 32000, tone(3)))
+    lags = "a.wav' holds 96000 bytes of sound and its header counts 32000, as of a recording that goes on; all that is"
+    for read in (lambda: len(read_audio(path)[0]) / 16000, lambda: duration(path)):
+        with pytest.warns(UserWarning, match=lags):
+            assert read() == 3
+
+
+LIST = b"LIST" + struct.pack("<I", 400) + b"INFOINAM"  # cut short
+BEHIND = {"list": LIST, "other": b"abcd\4\0\0\0" + bytes(4), "tag": b"TAG" + b"title" * 25, "rest": b"12345"}
+
+
+@pytest.mark.parametrize("kind", BEHIND)
+def test_what_follows_the_sound_is_no_sound(kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = headed(36 + 16000, 16000, tone())
+        for behind in (BEHIND[kind], bytes(999)):
+            assert duration(data + behind) == 0.5 and len(read_audio(data + behind)[0]) == 8000
+        odd = headed(36 + 15999, 15999, tone())
+        for one in (odd + BEHIND[kind], odd[:-1] + BEHIND[kind]):  # padded, and not
+            assert duration(one) == 7999 / 16000 and len(read_audio(one)[0]) == 7999
+    with pytest.raises(ValueError, match="holds a header and 0 samples"):
+        read_audio(headed(36, 0, tone()[:0], BEHIND[kind]))
+
+
+def test_a_file_that_has_only_begun_is_empty(tmp_path):
+    with WavWriter(tmp_path / "a.wav", 16000) as file:
+        with pytest.raises(ValueError, match="holds a header and 0 samples"):
+            read_audio(file.part)
+        file.file.seek(0, 2)
+        file.file.write(bytes(100) + b"\x11" * 900)  # samples first, then the header
+        file.file.flush()
+        assert len(read_audio(file.part)[0]) == 500 and duration(file.part) == 500 / 16000
 
 
 def test_missing_file_and_folder(tmp_path):

@@ -142,6 +142,10 @@ def test_a_folder_of_clips_with_transcripts_is_conversations_too(folder, monkeyp
     assert WORDS.decode(question.ids).endswith("<|BOT|>assistant\n") and WORDS.decode(answer) == "12<|EOT|>"
 
 
+def said(content, **more) -> str:
+    return json.dumps({"messages": [{"role": "assistant", "content": content, **more}]})
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [
@@ -154,12 +158,57 @@ def test_a_folder_of_clips_with_transcripts_is_conversations_too(folder, monkeyp
         (json.dumps({"messages": [{"role": "user", "content": [{"type": "image"}]}]}), "has the part {'type': 'im"),
         (json.dumps({"messages": [{"role": "assistant", "content": "x"}], "tools": "web"}), "tools is a list of sche"),
         ("", "holds no conversations"),
+        (said([{"type": "audio", "audio": "data:" * 99}]), "line 1 names the sound '(data:){16}', which is not in"),
+        (said([5]), "line 1 has the part 5; allowed"), (said([{"text": 5}]), "has the part {'text': 5}; allowed"),
+        (said([{"type": "text", "text": 5}]), "has the part {'type': 'text', 'text': 5}; allowed"),
+        (said([{"type": "token", "token": 7}]), "has the part {'type': 'token', 'token': 7}; allowed"),
+        (said([{"type": "token", "token": ["7"]}]), "has the part {'type': 'token'"),
+        (said([{"type": "audio", "file": ["a.wav"]}]), "has the part {'type': 'audio'"),
+        (said([{"type": "audio", "file": "a.wav", "text": None}]), "has the part {'type': 'audio'"),
+        (said(None, tool_calls="web"), "line 1: tool_calls is a list of calls, each with a name and arg.*got web"),
+        (said(None, tool_calls=["web"]), "tool_calls is a list of calls"),
+        (said(None, tool_calls=[{"function": {"name": "web"}}]), "tool_calls is a list of calls"),
+        (said(None, tool_calls=[{"function": {"arguments": "{}"}}]), "tool_calls is a list of calls"),
+        (said(None, tool_calls=[CALL | {"id": ["c1"]}]), "tool_calls is a list of calls"),
+        (said("x", tool_call_id=[1]), r"tool_call_id is the id of a call, got \[1\]"),
+        (said(None, tts_content={"tts_text": "yes"}), "line 1: tts_content holds tts_text and tts_audio, both"),
+        (said(None, tts_content={"tts_text": "yes", "tts_audio": 1}), "tts_content holds tts_text and tts_audio"),
+        (said(None, tts_content="yes"), "tts_content holds tts_text and tts_audio, both strings; got yes"),
     ],
 )  # fmt: skip
 def test_a_bad_line_is_named(tmp_path, line, why):
     (tmp_path / "c.jsonl").write_text(line)
     with pytest.raises(ValueError, match=why):
         read_conversations(tmp_path / "c.jsonl")
+
+
+def test_conversations_of_another_encoding(tmp_path):
+    (tmp_path / "c.jsonl").write_bytes(said("na\u00efve").replace("\\u00ef", "\u00ef").encode("latin-1"))
+    with pytest.raises(ValueError, match=r"c\.jsonl' is not UTF-8 text; save it as UTF-8 .*; got byte 0xef in line 1"):
+        read_conversations(tmp_path / "c.jsonl")
+
+
+def test_ids_of_an_answer_are_learned_as_they_are(tmp_path):
+    """All of them, where they are words; behind the mark that asks for speech, where they are spoken."""
+    mark = WORDS.id("<tts_start>")
+    for ids, own in ([5, 6], [5, 6]), ([mark, 5, 6], [5, 6]):
+        asks, answer = ({"role": "user", "content": "say 1"}, {"role": "assistant", "content": [
+            {"type": "token", "token": ids}]})  # fmt: skip
+        write(tmp_path, {"messages": [asks, answer]})
+        [one] = read_conversations(tmp_path)
+        row = Own([one], WORDS).row(one)
+        assert row.ids[-4:] == ([mark] if ids[0] == mark else row.ids[-4:-3]) + [*own, WORDS.id("<|EOT|>")]
+        assert [i for i, mine in zip(row.ids, row.learn, strict=True) if mine] == [*own, WORDS.id("<|EOT|>")]
+
+
+@pytest.mark.parametrize("wrong", [-1, WORDS.vocab])
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_ids_of_another_tokenizer_are_named_with_their_line(tmp_path, role, wrong):
+    texts = {"user": "say 1", "assistant": "1"} | {role: [{"type": "token", "token": [wrong, WORDS.vocab - 1]}]}
+    write(tmp_path, {"messages": [{"role": name, "content": text} for name, text in texts.items()]})
+    match = rf"jsonl' line 1 holds the token ids \[{wrong}\], the model's tokenizer has 0 to {WORDS.vocab - 1}; write"
+    with pytest.raises(ValueError, match=match):
+        Own(read_conversations(tmp_path), WORDS)
 
 
 def test_all_bad_lines_are_named_at_once(tmp_path):

@@ -17,6 +17,7 @@ import torch
 from gamut.data import corpora, sources
 from gamut.data.folders import folder
 from gamut.io import fsdd, voices
+from gamut.io.listing import listed
 from gamut.io.media import write_audio
 
 DATA = os.environ.get("GAMUT_DATA", "")
@@ -204,6 +205,7 @@ def test_own_recordings(own, name):
 FAULTS = {
     "missing clip": ("transcripts.csv", "file,text\na.wav,one\nc.wav,two\n",
                      r"transcripts.csv' line 3 names the clip 'c.wav', which is neither in .*; add the file, or del"),
+    "columns swapped": ("transcripts.csv", "file,text\n" + 99 * "two " + ",a.wav\n", r"the clip '(two ){20}', w"),
     "missing clip lj": ("metadata.csv", "a|one|one\nzz|two|two\n", "metadata.csv' line 2 names the clip 'zz'"),
     "no text": ("transcripts.csv", "file,words\na.wav,one\n",
                 r"line 2 needs a file and a text, got columns \['file', 'words'\]"),
@@ -213,6 +215,19 @@ FAULTS = {
     "no file": ("transcripts.jsonl", '{"text": "x"}\n', r"line 1 needs a file and a text, got columns \['text'\]"),
     "not json": ("transcripts.jsonl", '{"file": "a", "text": "x"}\n{broken\n', "transcripts.jsonl' line 2 is not JSON"),
     "not an object": ("transcripts.jsonl", '["a", "x"]\n', "line 1 is not a JSON object"),
+    "not text": ("transcripts.jsonl", '{"file": "a", "text": 5}\n', "line 1 needs a text, got 5 for the clip 'a'"),
+    "nothing": ("transcripts.jsonl", '{"file": "a", "text": "x"}\n{}\n', "line 2 needs a file and a text, got columns"),
+    "quote": ("transcripts.csv", 'file,text\na.wav,"two\nb.wav,three\n',
+              r"transcripts.csv' line 2 holds a line break: a quote is not closed, .*'two\\nb.wav,three"),
+    "quote in a label": ("transcripts.csv", 'file,text,who\n\na.wav,one,"ann\nb.wav,three,bob\n', "line 3 holds a"),
+    "quote in the header": ("transcripts.tsv", 'file\t"text\na.wav\tone\n', "line 1 holds a line break"),
+    "two quotes": ("transcripts.csv", 'file,text\na.wav,"x\ny"\nb.wav,"z\ny"\n', r"line 2 holds[^$]*line 4 holds"),
+    "long quote": ("transcripts.csv", 'file,text\na.wav,"' + 20000 * "b.wav,x\n", r"line 2: a quote is not closed"),
+    "empty text": ("transcripts.csv", "file,text\na.wav,\nb.wav, \n",
+                   r"line 2 needs a text, got '' for the clip 'a.wav'; write what is said in it, or del[^$]*line 3"),
+    "empty text lj": ("metadata.csv", "a||\n", "line 1 needs a text, got ''"),
+    "commas": ("transcripts.csv", "file,text\nb,two\na.wav,one, two\n",
+               "line 3 has more columns than the header, the first is ' two'; put a text that holds commas"),
     "empty": ("transcripts.csv", "file,text\n", "lists no clips; write one line per clip"),
 }
 
@@ -224,6 +239,25 @@ def test_faults_in_a_transcript_file_are_named_by_line(own, kind):
     with pytest.raises(ValueError, match=message):
         folder(own)
     assert (own / "a.wav").exists() and (own / name).read_text() == content
+
+
+@pytest.mark.parametrize("code, got", [("latin-1", "0xe9 in line 2"), ("utf-16", "0xff in line 1"),
+                                       ("utf-16-le", "0xe9 in line 2")])  # fmt: skip
+@pytest.mark.parametrize("name", ["transcripts.csv", "transcripts.jsonl"])
+def test_a_table_of_another_encoding(own, name, code, got):
+    text = "file,text\na.wav,\u00e9t\u00e9\n" if name.endswith("csv") else '{"file": "a"}\n{"text": "\u00e9t\u00e9"}\n'
+    (own / name).write_bytes(text.encode(code))
+    with pytest.raises(ValueError, match=rf"{name}' is not UTF-8 text; save it as UTF-8 .*; got byte {got}"):
+        folder(own)
+
+
+def test_cells_as_tables_have_them(own):
+    """Quoted commas and quotes, line ends of Windows, empty columns at the end, a character that only looks like a line
+    end; a voice may have no text."""
+    (own / "transcripts.csv").write_bytes('file,text,\r\na.wav,"one, ""two""",,\r\nb,x\u2028y,\r\n'.encode())
+    assert [clip.text for clip in folder(own)] == ['one, "two"', "x\u2028y"]
+    (own / "transcripts.csv").write_text("file,text,speaker\na.wav,,ann\nb,two\n")
+    assert [(text, more) for _, text, more in listed(own, textless=True)] == [("", {"speaker": "ann"}), ("two", {})]
 
 
 def test_folders_that_are_none(tmp_path):

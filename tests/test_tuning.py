@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
+from contextlib import nullcontext
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from test_own import WORDS, asked, write
 import gamut
 from gamut.api import run as run_recipe
 from gamut.cli import main
+from gamut.codecs.text import Tokenizer
 from gamut.data.own import read_conversations
 from gamut.data.own_rows import Own
 from gamut.evals.own import answered, read_answer, scored, symbols
@@ -20,11 +24,13 @@ from gamut.io.folders import load_tensors
 from gamut.io.media import write_audio
 from gamut.io.runs import Run
 from gamut.io.source import read, tuned
+from gamut.io.tuned import TAUGHT, save_tuned
 from gamut.models.audio_encoder import AudioEncoderConfig
 from gamut.models.lm import LMConfig
 from gamut.models.omni import Omni, OmniConfig
 from gamut.nn.lora import lora_state
 from gamut.plan.omni import MINI, cost
+from gamut.recipes.step_audio_2_tune import same_data
 from gamut.train.loop import Interrupted
 from gamut.train.tuning import finetune, loss, mean_loss, own_data
 
@@ -193,6 +199,25 @@ def test_data_chooses_the_recipe_that_tunes():
         run_recipe("rlhfuse", data="x")
 
 
+def test_what_a_downloaded_folder_holds_besides_stays_there(tmp_path):
+    """History, caches and other formats of the weights are not copied; what the model is read and speaks with is."""
+    there = ["token2wav/flow.pt", "token2wav/wave/a.yaml", "voices/a.wav", "menu.json", "LICENSE.txt", "merges.txt"]
+    other = [".git/objects/1", ".cache/x", ".gitattributes", "model-q4.gguf", "assets/a.png", "modeling.py", "old.bin",
+             "token2wav/.cache/x", "voices/.a.wav.tmp", "optimizer/x", "metrics.json"]  # fmt: skip
+    init = model().save_pretrained(tmp_path / "m", files=WORDS.files())
+    for name in there + other:
+        (init / name).parent.mkdir(parents=True, exist_ok=True)
+        (init / name).write_text(name)
+    (init / TAUGHT).write_text('{"a": {"aloud": true}}')
+    one = model()
+    save_tuned(tmp_path / "t", "Omni", asdict(one.config), one.state_dict(), init, {"b": {"aloud": False}}, "A card.")
+    made = {str(file.relative_to(tmp_path / "t")) for file in (tmp_path / "t").rglob("*") if file.is_file()}
+    assert made == {*there, *WORDS.files(), "config.json", "README.md", "model.safetensors", TAUGHT}
+    assert json.loads((tmp_path / "t" / TAUGHT).read_text()) == {"a": {"aloud": True}, "b": {"aloud": False}}
+    assert Tokenizer.from_pretrained(tmp_path / "t").vocab == WORDS.vocab
+    assert gamut.load(tmp_path / "t").config == one.config
+
+
 def test_a_run_says_what_changed_and_refuses_other_data(folder, tmp_path):
     model().save_pretrained(tmp_path / "m", files=WORDS.files())
     options = {"init": str(tmp_path / "m"), "data": str(folder), "steps": 2, "exam": 0, "share": 0.34, "lora_rank": 2}
@@ -207,3 +232,36 @@ def test_a_run_says_what_changed_and_refuses_other_data(folder, tmp_path):
     write(folder, *(asked(f"{k}.wav", f"number {k}") for k in range(5)))
     with pytest.raises(ValueError, match="the data changed since this run began: 4 conversations of"):
         gamut.run(resume=result.run)
+
+
+def test_changed_words_and_sounds_are_other_data(folder, tmp_path):
+    """As long as before, in what is learned or what is held out; the folder may have moved."""
+
+    def check(run: Run, home=folder) -> None:
+        same_data(*halves(home), run)
+
+    run, clip = Run.create(tmp_path / "runs", "mine", {}), (folder / "0.wav").read_bytes()
+    lines = [asked(f"{k}.wav", f"number {k}") for k in range(6)]
+    check(run)
+    check(run, shutil.copytree(folder, tmp_path / "moved"))
+    for changed in range(6):
+        write(folder, *lines[:changed], asked(f"{changed}.wav", "number 9"), *lines[changed + 1 :])
+        with pytest.raises(ValueError, match=r"run began: 4 conv.*, with other words or sounds, held out or not; put"):
+            check(run)
+    write(folder, *lines)
+    (folder / "0.wav").write_bytes(clip + bytes(2))
+    with pytest.raises(ValueError, match="with other words or sounds"):
+        check(run)
+    (folder / "0.wav").write_bytes(clip)
+    check(run)
+
+
+def test_a_changed_transcript_is_other_data(folder, tmp_path):
+    (folder / "conversations.jsonl").unlink()
+    run = Run.create(tmp_path / "runs", "mine", {})
+    for number, home in ((12, folder), (12, tmp_path / "moved"), (34, folder)):
+        (folder / "transcripts.csv").write_text("file,text\n" + f"0.wav,{number}\n" + "1.wav,one\n2.wav,two\n")
+        if home != folder:
+            shutil.copytree(folder, home)
+        with pytest.raises(ValueError, match="with other words or sounds") if number == 34 else nullcontext():
+            same_data(*halves(home), run)

@@ -18,8 +18,8 @@ def folder(path: str | Path, rate: int | None = None, *, origin: str = "", licen
         rate: resample to this many Hz; None keeps each file's own.
         origin: what reports say about the recordings; default names the folder.
     Raises:
-        ValueError: no folder, no or an empty transcript file, a line without file or text, a line that names a missing
-            clip. All are found at once, by line, before any sound is read.
+        ValueError: no folder, no or an empty transcript file, one that is not UTF-8; a line without file or text, with
+            an open quote or too many columns, or that names a missing clip: all of them at once, before sound is read.
     """
     path, rows = Path(path), listed(path)
 

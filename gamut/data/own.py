@@ -20,7 +20,7 @@ from typing import Any
 
 from gamut.codecs.chat import without_thinking
 from gamut.codecs.prompts import TRANSCRIBE
-from gamut.io.listing import listed, refuse
+from gamut.io.listing import is_file, listed, read_lines, refuse
 
 ROLES = ("system", "user", "human", "assistant", "tool", "input", "function_output")
 CONVERSATIONS = "conversations.jsonl"
@@ -44,6 +44,18 @@ class Talked:
         """What the model is told to do, if it is told in words alone."""
         first = self.messages[0]
         return first["content"] if first["role"] == "system" and isinstance(first["content"], str) else ""
+
+    @property
+    def told(self) -> list[Any]:
+        """All that is written in it; of sound the names and sizes of the files."""
+        said = [{**message, "content": [self._told(part) for part in parts(message)]} for message in self.messages]
+        return [self.first, list(self.tools), said]
+
+    def _told(self, part: Mapping[str, Any]) -> list[Any]:
+        if part["type"] != "audio":
+            return [part]
+        file = self.folder / sound_file(part)
+        return [part.get("text"), file.name, file.stat().st_size]
 
     @property
     def aloud(self) -> bool:
@@ -78,8 +90,8 @@ def read_conversations(path: str | Path, prompt: str = TRANSCRIBE) -> list[Talke
     transcripts.
 
     Raises:
-        ValueError: nothing of the kind; lines that are no conversation, name a missing file, or in which the assistant
-            says nothing: all of them, the first few by name, before any sound is read.
+        ValueError: nothing of the kind, not UTF-8; lines that are no conversation, name a missing file, or in which the
+            assistant says nothing: all of them, the first few by name, before any sound is read.
     """
     path = Path(path)
     file = path / CONVERSATIONS if path.is_dir() else path
@@ -94,9 +106,8 @@ def read_conversations(path: str | Path, prompt: str = TRANSCRIBE) -> list[Talke
         raise ValueError(f"'{path}' does not exist; give a folder of recordings, or a .jsonl file of conversations")
     if not file.is_file() or file.suffix != ".jsonl":
         raise ValueError(f"'{path}' is neither a .jsonl file of conversations nor a folder; see gamut.data.own")
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
     talked, wrong = [], []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(file), 1):
         try:
             talked += [_line(file, f"'{file}' line {number}", line)] if line.strip() else []
         except ValueError as error:
@@ -134,15 +145,40 @@ def _check(message: Mapping[str, Any], folder: Path, where: str) -> None:
         raise ValueError(f"{where} has an assistant message without content, tool_calls or tts_content")
     if content is not None and not isinstance(content, str | list):
         raise ValueError(f"{where}: content is text or a list of parts, got {content!r}")
-    for part in parts(message):
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        held = set(part) & {"text": {"text"}, "audio": {"file", "audio"}, "token": {"token"}}.get(str(kind), set())
-        if not held:
-            allowed = '{"type": "text", "text"}, {"type": "audio", "file"} or {"type": "token", "token"}'
+    for part in content if isinstance(content, list) else ():
+        if not _is_part(part):
+            allowed = '{"type": "text", "text": …}, {"type": "audio", "file": …} or {"type": "token", "token": [ids]}'
             raise ValueError(f"{where} has the part {str(part)[:60]}; allowed: {allowed}")
-        if kind == "audio" and not (folder / sound_file(part)).is_file():
-            raise ValueError(f"{where} names the sound {sound_file(part)!r}, which is not in '{folder}'; "
+        if part["type"] == "audio" and not is_file(folder / sound_file(part)):
+            raise ValueError(f"{where} names the sound {sound_file(part)[:80]!r}, which is not in '{folder}'; "
                              f'write {{"type": "audio", "file": …}} relative to it')
+    calls, speech = message.get("tool_calls") or [], message.get("tts_content") or {"tts_text": "", "tts_audio": ""}
+    if not isinstance(calls, list) or not all(map(_is_call, calls)):
+        raise ValueError(f"{where}: tool_calls is a list of calls, each with a name and arguments, "
+                         f'{{"id", "function": {{"name": "…", "arguments": {{…}}}}}}; got {str(calls)[:80]}')
+    if not isinstance(speech, dict) or not all(isinstance(speech.get(k), str) for k in ("tts_text", "tts_audio")):
+        raise ValueError(f"{where}: tts_content holds tts_text and tts_audio, both strings; got {str(speech)[:80]}")
+    if not isinstance(message.get("tool_call_id"), str | int | None):
+        raise ValueError(f"{where}: tool_call_id is the id of a call, got {message['tool_call_id']!r}")
+
+
+def _is_part(part: Any) -> bool:
+    if not isinstance(part, dict):
+        return False
+    if part.get("type") == "token":
+        ids = part.get("token")
+        return isinstance(ids, list) and all(isinstance(i, int) for i in ids)
+    if part.get("type") == "audio":
+        return isinstance(part.get("file") or part.get("audio"), str) and isinstance(part.get("text", ""), str)
+    return part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _is_call(call: Any) -> bool:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    return (
+        isinstance(function, dict) and isinstance(function.get("name"), str)
+        and isinstance(function.get("arguments"), str | dict) and isinstance(call.get("id"), str | int | None)
+    )  # fmt: skip
 
 
 def _named(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

@@ -84,10 +84,14 @@ class Own:
 
     def _measured(self, tokens: int, context: int) -> list[int]:
         """Positions of each conversation; no question is heard for that, and what cannot be used is named."""
-        lengths, wrong = [], []
+        lengths, wrong, vocab = [], [], self.words.vocab
         for one in self.talked:
             try:
-                lengths.append(len(self.row(one, hear_it=False).ids))
+                ids = self.row(one, hear_it=False).ids
+                lengths.append(len(ids))
+                if unknown := [i for i in ids if not 0 <= i < vocab]:
+                    raise ValueError(f"{one.where} holds the token ids {unknown[:4]}, the model's tokenizer has 0 to "
+                                     f"{vocab - 1}; write ids of this model, or the text")  # fmt: skip
                 if lengths[-1] > context:
                     raise ValueError(f"{one.where} takes {lengths[-1]} positions, the model's context holds {context}; "
                                      f"cut it")  # fmt: skip
@@ -158,7 +162,7 @@ class Own:
                 thought = said[0].strip().removeprefix("<think>").partition("</think>")[0]
                 plain = f"{thought.strip()}\n</think>\n\n{plain}"
             said[0] = plain
-        elif said and not chooses:
+        elif said and not chooses and said[0][:1] == [self.words.id(chat.TTS_START)]:  # ids given may be of text
             before, said[0] = chat.ANSWER_SPEECH, said[0][1:]
         ids: list[int] = []
         for text in said:

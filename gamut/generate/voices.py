@@ -50,7 +50,7 @@ def library(folder: str | Path) -> list[Voice]:
         ValueError: as ``listed``; or not one clip can be read.
     """
     out, bad = [], []
-    for file, text, labels in listed(folder):
+    for file, text, labels in listed(folder, textless=True):
         try:
             if (seconds := duration(file)) < SHORTEST:
                 raise ValueError(f"{file} is too short for a voice: {seconds:.2f} s of {SHORTEST}")

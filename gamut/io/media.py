@@ -20,6 +20,7 @@ from gamut.io.files import atomic_write
 
 MIN_RATE = 8000  # telephone speech; below it the consonants' energy (2-4 kHz) is gone and no speech model here helps
 SILENCE = 1e-4  # peak of full scale (-80 dB)
+CHUNKS = (b"LIST", b"id3 ", b"fact", b"cue ", b"smpl", b"bext", b"PEAK", b"iXML", b"_PMX", b"JUNK", b"PAD ")
 SUBTYPES = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 
 
@@ -52,7 +53,7 @@ def read_audio(
     Raises:
         ValueError: missing file, folder, no bytes, not sound, cut short, no samples, NaN or infinity, under 8 kHz.
         ImportError: if soundfile is missing.
-    Silent sound is returned as it is, with a warning.
+    Silent sound is returned as it is, with a warning; so is all of a WAV file whose header lags behind it.
     """
     if channel not in ("first", "mean"):
         raise ValueError(f"channel must be 'first' or 'mean', got {channel!r}")
@@ -92,7 +93,7 @@ def silent(wav: Float[Tensor, "*B T"]) -> bool:
 
 
 def _bytes(source: str | Path | bytes) -> tuple[bytes, str]:
-    """The bytes and a name for messages."""
+    """The bytes, with all their samples counted, and a name for messages."""
     if isinstance(source, bytes):
         data, name = source, "the given audio"
     else:
@@ -105,22 +106,56 @@ def _bytes(source: str | Path | bytes) -> tuple[bytes, str]:
         data = path.read_bytes()
     if not data:
         raise ValueError(f"{name} is empty (0 bytes); give a sound file (WAV, FLAC, OGG, MP3)")
-    return data, name
+    return _counted(data, name), name
+
+
+def _sound(data: bytes) -> tuple[int, int] | None:
+    """Where the samples of a WAV file begin, and how many bytes its header says they are; None if it has none."""
+    at = 12
+    while at + 8 <= len(data):
+        size = struct.unpack_from("<I", data, at + 4)[0]
+        if data[at : at + 4] == b"data":
+            return at + 8, size
+        at += 8 + size + size % 2
+    return None
+
+
+def _is_chunk(data: bytes, at: int) -> bool:
+    """Whether a part of a RIFF file begins there, or a tag that players put behind it, or nothing: no sound."""
+    if len(data) < at + 8 or data[at : at + 3] in (b"TAG", b"ID3") or data[at : at + 4] in CHUNKS:
+        return True
+    size = struct.unpack_from("<I", data, at + 4)[0]
+    return all(0x20 <= byte < 0x7F for byte in data[at : at + 4]) and at + 8 + size <= len(data)
+
+
+def _counted(data: bytes, name: str) -> bytes:
+    """A WAV file whose header counts the samples that are there: one that is still recorded counts none of them (no
+    matter) or those of a while ago (a warning)."""
+    found = _sound(data) if data[:4] == b"RIFF" and data[8:12] == b"WAVE" else None
+    if not found or len(data) >= 1 << 32:
+        return data
+    (start, size), there = found, len(data) - found[0]
+    if size >= there or any(_is_chunk(data, start + size + odd) for odd in (0, size % 2)):
+        return data
+    if size and not any(data[start + size :]):  # room kept for what never came
+        return data
+    if size:
+        warnings.warn(f"{name} holds {there} bytes of sound and its header counts {size}, as of a recording that goes "
+                      f"on; all that is there is read", stacklevel=4)  # fmt: skip
+    sizes = struct.pack("<I", len(data) - 8), struct.pack("<I", there)
+    return data[:4] + sizes[0] + data[8 : start - 4] + sizes[1] + data[start:]
 
 
 def _missing(data: bytes) -> str:
     """What the container says is not there: libsndfile reads a file that was cut short without a word."""
     if data[:4] in (b"RIFF", b"RF64") and data[8:12] == b"WAVE":
-        at = 12
-        while at + 8 <= len(data):
-            size = struct.unpack_from("<I", data, at + 4)[0]
-            if data[at:at + 4] == b"data":
-                # recorders that still run leave the size at 0, at its maximum, or (arecord, sox) at half of that
-                if 0 < size < 0x7FFFF000 and data[:4] == b"RIFF" and len(data) < at + 8 + size:
-                    return f"it should hold {size} bytes of sound and holds {max(0, len(data) - at - 8)}"
-                return ""
-            at += 8 + size + size % 2
-        return "it ends before its sound begins"
+        if (found := _sound(data)) is None:
+            return "it ends before its sound begins"
+        start, size = found
+        # recorders that still run may leave the size at its maximum, or (arecord, sox) at half of that
+        if 0 < size < 0x7FFFF000 and data[:4] == b"RIFF" and len(data) < start + size:
+            return f"it should hold {size} bytes of sound and holds {max(0, len(data) - start)}"
+        return ""
     if data[:4] == b"OggS":
         at = data.rfind(b"OggS")
         segments = data[at + 26] if at + 26 < len(data) else 255

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 from torch import Tensor
 
 import gamut
-from gamut.io.folders import INDEX, WEIGHTS, Content, iterate_tensors, load_config, save_folder, tensor_files
+from gamut.io.convert import CARRIED
+from gamut.io.folders import Content, iterate_tensors, load_config, save_folder, tensor_files
 
 TAUGHT = "taught.json"  # requests of a small model, each with how it answers (generate/speaker.py)
-OWN = ("config.json", "README.md", WEIGHTS, INDEX, "metrics.json")
-FOREIGN = (".safetensors", ".bin", ".pt", ".pth", ".py")
+BESIDE = (*CARRIED, "menu.json", "LICENSE*", "LICENCE*", "NOTICE*")  # what a model is read with
+FOLDERS = ("token2wav", "voices")  # and speaks with
 
 
 def save_tuned(
@@ -41,11 +43,9 @@ def save_tuned(
 
 
 def _carried(init: Path) -> dict[str, Content]:
-    """Everything but the weights and what describes them."""
-    files: dict[str, Content] = {}
-    for child in sorted(init.iterdir()):
-        if child.is_dir():
-            files[child.name] = partial(shutil.copytree, child)
-        elif child.name not in OWN and child.suffix not in FOREIGN:
-            files[child.name] = child
-    return files
+    """What goes with any weights: a downloaded folder holds much else (its history, other formats of the same)."""
+    skipped = shutil.ignore_patterns(".*")
+    files: dict[str, Content] = {name: partial(shutil.copytree, init / name, ignore=skipped)
+                                 for name in FOLDERS if (init / name).is_dir()}  # fmt: skip
+    kept = [file for file in sorted(init.iterdir()) if any(fnmatch(file.name, name) for name in BESIDE)]
+    return files | {file.name: file for file in kept if file.is_file()}

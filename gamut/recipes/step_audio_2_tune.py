@@ -86,17 +86,17 @@ def data(cfg: Config, run: Run | None, speaker: exam.Pupil) -> tuple[Own, Own]:
     return train, held_out or train
 
 
-def same_data(own: Own, run: Run) -> None:
-    """Raises ValueError where a resumed run does not find what it began with."""
-    told = [[one.where.rpartition("/")[2], length] for one, length in zip(own.talked, own.lengths, strict=True)]
-    now = {"conversations": len(own.talked), "positions": sum(own.lengths),
-           "sha256": hashlib.sha256(json.dumps(told).encode()).hexdigest()}  # fmt: skip
+def same_data(train: Own, held_out: Own, run: Run) -> None:
+    """Raises ValueError where a resumed run does not find what it began with: every word, every size of a file."""
+    told = json.dumps([[one.told for one in own.talked] for own in (train, held_out)])
+    now = {"conversations": len(train.talked), "positions": sum(train.lengths),
+           "sha256": hashlib.sha256(told.encode()).hexdigest()}  # fmt: skip
     file = run.path / "data.json"
     then = json.loads(file.read_text()) if file.exists() else now
     if then != now:
         raise ValueError(f"the data changed since this run began: {then['conversations']} conversations of "
-                         f"{then['positions']} positions then, {now['conversations']} of {now['positions']} now; put "
-                         f"it back, or start a new run")  # fmt: skip
+                         f"{then['positions']} positions then, {now['conversations']} of {now['positions']} now, "
+                         f"with other words or sounds, held out or not; put it back, or start a new run")  # fmt: skip
     if dist.rank() == 0:
         atomic_write(file, json.dumps(now))
 
@@ -109,7 +109,7 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
         warnings.warn(f"lr {cfg.lr:g} is for a tiny model; for one of this size --size small has 1e-4", stacklevel=1)
     train, held_out = data(cfg, run, pupil)
     if run is not None:
-        same_data(train, run)
+        same_data(train, held_out, run)
     before, start = exam.answered(model, held_out), mean_loss(model, held_out)
     finetune(
         model, train, held_out, run, steps=cfg.steps, lr=cfg.lr, rank=cfg.lora_rank, accumulate=cfg.accumulate,
