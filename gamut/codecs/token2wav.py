@@ -64,7 +64,7 @@ class Token2Wav(Pretrained, nn.Module):
         return codec
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> "Token2Wav":
+    def from_pretrained(cls, path: str | Path, dtype: torch.dtype | None = torch.float32) -> "Token2Wav":
         """See ``Pretrained``; voices are read where there are any."""
         codec = super().from_pretrained(path, dtype)
         if (Path(path) / VOICES).is_file():
