@@ -112,15 +112,15 @@ class Token2Wav(Pretrained, nn.Module):
     def decode(
         self, latent: Int[Tensor, "B N"], voice: Voice | str | None = None, *, steps: int | None = None
     ) -> Float[Tensor, "B T"]:
-        """Tokens to sound in [-0.99, 0.99], ``stride[0]`` samples each, with everything in view.
+        """Tokens to sound in [-0.99, 0.99], ``stride[0]`` samples each, with everything in view; it is on the CPU.
 
         Args:
             voice: one for all rows; None: the default. steps: of the flow's solver; None: its config's.
         """
         if not latent.shape[1]:
-            return self.hift.pre.weight.new_zeros(len(latent), 0)
+            return torch.zeros(len(latent), 0)
         mels = self.flow.mels(list(latent), [self.chosen(voice)] * len(latent), steps=steps)
-        return self.hift.decode(torch.stack(mels))
+        return self.hift.decode(torch.stack(mels)).cpu()
 
     @contextmanager
     def streaming(
@@ -175,12 +175,13 @@ class WavStream:
 def decode_together(
     streams: Sequence[WavStream], ids: Sequence[Int[Tensor, "_ _"]], end: bool = False
 ) -> list[Float[Tensor, "_ _"]]:
-    """``decode`` (with ``end``: and ``flush``) of streams that need not be in step, the flow's work in batches."""
+    """``decode`` (with ``end``: and ``flush``) of streams that need not be in step, the flow's work in batches;
+    the sound is on the CPU, wherever it was made."""
     made = together([stream.flow for stream in streams], ids, end)
     sound = []
     for stream, mels in zip(streams, made, strict=True):
         parts = [stream.hift.decode(mel) for mel in mels]
-        sound.append(torch.cat([*parts, stream.hift.flush()] if end else parts, 1))
+        sound.append(torch.cat([*parts, stream.hift.flush()] if end else parts, 1).cpu())
     return sound
 
 

@@ -102,6 +102,12 @@ class SpeechCodec:
         """Hz of what ``decode`` gives."""
         return self.wave.rate
 
+    def to(self, device: torch.device | str) -> "SpeechCodec":
+        """Its networks there, in place; what ``decode``, a stream and ``voice_of`` give is on the CPU all the same."""
+        for part in filter(None, (self.tokenizer, self.wave, self.network)):
+            part.to(device)
+        return self
+
     def encode(self, signal: Float[Tensor, "B T"]) -> Int[Tensor, "B N"]:
         return self.tokenizer.encode(signal)
 
@@ -126,12 +132,13 @@ class SpeechCodec:
         if vector is not None:
             told = vector
         elif self.network is not None:
-            told = self.network(fbank(heard, centred=True)[None])[0]
+            like = next(self.network.parameters())
+            told = self.network(fbank(heard, centred=True)[None].to(like))[0].cpu()
         else:
             return self._timbre(sound)
         if len(told) != flow.speaker:
             raise ValueError(f"this flow takes speaker vectors of {flow.speaker} numbers, got {len(told)}")
-        return self.wave.voice(self.encode(heard[None])[0], sound, told)
+        return self.wave.voice(self.encode(heard[None])[0].cpu(), sound, told)
 
     def _timbre(self, sound: Float[Tensor, " T"]) -> Voice:
         vector = timbre(self.wave.hift.encode(sound[None]))[0]
