@@ -7,6 +7,7 @@ Source: fact sheet step_audio_2 §6; sample counts §6.3.
 """
 
 import copy
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,11 +21,12 @@ from gamut.codecs.flow import Flow, FlowConfig, Voice
 from gamut.codecs.flow_stream import FlowState, FlowStream, Rules, begin, together
 from gamut.codecs.hift import HiFT, HiFTConfig
 from gamut.codecs.hift_stream import streaming
-from gamut.io.folders import read_tensors, write_tensors
+from gamut.io.folders import read_notes, read_tensors, write_tensors
 from gamut.io.meta import meta
 from gamut.io.pretrained import Plain, Pretrained
 
 VOICES = "voices.safetensors"  # beside the weights: NAME.ids, NAME.mel and NAME.speaker of each voice
+ORDER = "voices"  # among that file's notes: the names, the first is the default
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,8 @@ class Token2Wav(Pretrained, nn.Module):
 
     @contextmanager
     def streaming(
-        self, batch: int = 1, chunk: int | Sequence[int] | None = None, voice: Voice | str | None = None, *,
-        steps: int | None = None, newest: bool = False,
+        self, batch: int = 1, chunk: int | Sequence[int] | None = None,
+        voice: Voice | str | FlowState | None = None, *, steps: int | None = None, newest: bool = False,
     ) -> Iterator["WavStream"]:
         """A decoder that takes tokens as they come; see ``open``."""
         yield self.open(batch, chunk, voice, steps=steps, newest=newest)
@@ -186,13 +188,14 @@ def decode_together(
 
 
 def read_voices(file: str | Path) -> dict[str, Voice]:
-    """Voices of a safetensors file, in the order of their names.
+    """Voices of a safetensors file, in the order they were written; of an older file, in that of their names.
 
     Raises:
         ValueError: not such a file, or one of a voice's three tensors is missing.
     """
     tensors = read_tensors(file)
-    names = sorted({name.rpartition(".")[0] for name in tensors})
+    order = json.loads(read_notes(file).get(ORDER, "[]"))
+    names = list(dict.fromkeys([*order, *sorted({name.rpartition(".")[0] for name in tensors})]))
     if missing := [f"{n}.{part}" for n in names for part in ("ids", "mel", "speaker") if f"{n}.{part}" not in tensors]:
         raise ValueError(f"'{file}' holds no voices: {', '.join(missing[:8])} missing")
     return {n: Voice(tensors[f"{n}.ids"], tensors[f"{n}.mel"], tensors[f"{n}.speaker"]) for n in names}
@@ -202,4 +205,4 @@ def write_voices(file: str | Path, voices: dict[str, Voice]) -> None:
     """The inverse of ``read_voices``."""
     parts = {"ids": "ids_N", "mel": "mel_MT", "speaker": "speaker_S"}
     tensors = {f"{n}.{part}": getattr(voice, field) for n, voice in voices.items() for part, field in parts.items()}
-    write_tensors(Path(file), tensors)
+    write_tensors(Path(file), tensors, {ORDER: json.dumps(list(voices))})

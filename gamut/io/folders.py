@@ -96,8 +96,9 @@ def _shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> dict[str, list[s
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, 1)}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """One safetensors file; tensors that share memory are written once each. Raises OSError when the disk refuses."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+    """One safetensors file; tensors that share memory are written once each, ``notes`` go into its header. Raises
+    OSError when the disk refuses."""
     seen, ready = set(), {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -105,7 +106,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         ready[name] = tensor.clone() if pointer in seen else tensor
         seen.add(pointer)
     try:
-        save_file(ready, path, metadata={"format": "pt"})
+        save_file(ready, path, metadata={"format": "pt", **(notes or {})})
     except SafetensorError as error:  # the writer wraps the system's error in its own
         code = re.search(r"os error (\d+)", str(error))
         raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error))) from error
@@ -169,6 +170,11 @@ def read_tensors(file: str | Path, dtype: torch.dtype | None = None) -> dict[str
         ValueError: truncated, damaged, or another format; the message names the file and its size.
     """
     return dict(iterate_tensors([file], dtype))
+
+
+def read_notes(file: str | Path) -> dict[str, str]:
+    """The notes in a safetensors file's header. Raises ValueError as `read_tensors`."""
+    return _open(Path(file)).metadata() or {}
 
 
 def iterate_tensors(files: Sequence[str | Path], dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
