@@ -237,30 +237,31 @@ def evaluate(folder: Path, /) -> None:
 def chat(
     question: Path | None = None, /, *, model: Path | None = None, system: str = "", text: str = "",
     out: Path = Path("answer.wav"), voice: Path | None = None, voices: str = "", documents: str = "",
-    thinks: bool = False, transcript: bool = True,
+    thinks: bool = False, transcript: bool = True, weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
 ) -> None:
     """Ask a speech model: a recording in, its answer in text and as a sound file.
 
-    Both come while they are made.
-
     Args:
-        question: a sound file, one that is still being recorded, or a folder of them: the turns of a conversation; or
-            none, where --text alone asks.
+        question: a sound file, one still being recorded, or a folder of them (turns); none where --text asks alone.
         model: a run folder or a checkpoint; the shipped tiny weights if left out.
         system: what the model is told to do with what it hears.
         text: what is said in writing, beside the sound.
         out: a .wav for the spoken answers.
         voice: a recording; a model with a token2wav folder answers in its voice.
         documents: a folder, or a URL with %s for the query, where a released model may search.
-        voices: a folder of clips and a table of what they are like, in which it may find a voice to answer in.
+        voices: a folder of clips and a table of what they are like, to find a voice to answer in.
         thinks: ask for a thought before the answer.
         transcript: print what the model heard, too.
+        weights: auto is int8 for a large model (bfloat16 on a GPU), a quarter of the memory of float32.
     """
     from gamut import api
     from gamut.generate.chatting import chat
     from gamut.generate.speaker import Speaker
 
-    speaker = Speaker.load(model or api.shipped("step_audio_2"), voice, documents=documents, voices=voices)
+    path, more = model or api.shipped("step_audio_2"), {"documents": documents, "voices": voices, "weights": weights}
+    speaker = Speaker.load(path, voice, **more)
+    if not speaker.small:
+        print(speaker.weighs)
     chat(speaker, question, system=system, text=text, out=out, thinks=thinks, transcript=transcript)
 
 
@@ -279,11 +280,10 @@ def convert(src: Path, dst: Path, /) -> None:
     from gamut import api
     from gamut.io.convert import convert
 
-    made = convert(src, dst)
-    model = api.load(made, dtype=None)  # strictly, as every use of it will
+    model = api.load(convert(src, dst), dtype=None)  # strictly, as every use of it will
     count = sum(p.numel() for p in model.parameters())
     console().print(Text(f"it loads as {type(model).__name__}: {count:,} parameters, every name and shape as asked"))
-    print(made)
+    print(dst)
 
 
 def export(

@@ -1,6 +1,7 @@
 """Foreign folders in, official ones out: equal bytes there and back, equal logits in transformers, no pickled code."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -194,6 +195,25 @@ def test_a_name_that_does_not_belong_stops_the_conversion(golden, tmp_path):
     with pytest.raises(ValueError, match=r"'model.vision.weight' has no official name"):
         convert(src, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "ours"),
+    [("qwen2", "model.layers.1.mlp.up_proj.weight", r"blocks\.1\.mlp\.up\.weight"),
+     ("step_audio_2_lm", "adapter.linear1.bias", r"adapter\.up\.bias")],
+)  # fmt: skip
+def test_a_failed_conversion_leaves_nothing_and_can_be_tried_again(golden, tmp_path, capsys, name, lost, ours):
+    src, weights = official_folder(golden, name, tmp_path / "src")
+    asked = ["convert", str(src), str(tmp_path / "ours")]
+    spoilt = [({k: t for k, t in weights.items() if k != lost}, f"1 missing: {ours}"),
+              (weights | {lost: torch.ones(3)}, rf"1 mis-shaped: {ours} \(3,\) instead of")]  # fmt: skip
+    for tensors, message in spoilt:
+        save_file(tensors, src / "model.safetensors")
+        assert cli.main(asked) == 2 and [path.name for path in tmp_path.iterdir()] == ["src"]
+        said = capsys.readouterr().err
+        assert re.search(rf"src' is no whole (LM|Omni): what it holds .*{message}.*Nothing was written", said), said
+    save_file(weights, src / "model.safetensors")
+    assert cli.main(asked) == 0 and "it loads as" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

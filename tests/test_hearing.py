@@ -124,3 +124,9 @@ def test_without_a_machine_people_have_to_do(monkeypatch, tmp_path):
         assert len(helped(orders())) == 2 * 4
     with pytest.warns(UserWarning, match="Going on with the recorded digits alone"):
         assert others() is None
+
+
+def test_the_slots_compute_where_their_input_is():
+    slots = Slots(8, [3, 4]).to("meta")
+    made = slots(torch.zeros(2, 5, 8, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))
+    assert [(logits.shape, logits.is_meta) for logits in made] == [((2, 3), True), ((2, 4), True)]

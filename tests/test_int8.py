@@ -64,6 +64,20 @@ def test_layer_computes_with_the_rounded_weight(monkeypatch, rows, dtype, tolera
     torch.testing.assert_close(got.float(), want, atol=tolerance, rtol=tolerance)
 
 
+def test_inputs_that_lie_turned_in_memory_are_taken():
+    """As the convolutions in front of an encoder give them."""
+    layer, x = filled(nn.Linear(64, 30), torch.bfloat16), torch.randn(1, 64, 5, dtype=torch.bfloat16).transpose(1, 2)
+    assert torch.equal(layer(x), layer(x.contiguous()))
+
+
+@pytest.mark.parametrize("width, offset", [(24, 0), (8, 0), (40, 0), (64, 1), (64, 8)])
+def test_widths_and_places_that_the_packed_kernel_crashes_on(width, offset):
+    layer, room = filled(nn.Linear(width, 30), torch.bfloat16), torch.randn(3 * width + offset).bfloat16()
+    x = room[offset:].view(3, width)
+    want = x.float() @ (layer.weight.float() * layer.scale.float()[:, None]).T + layer.bias.float()
+    torch.testing.assert_close(layer(x).float(), want, atol=0.05, rtol=0.02)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_pass_through_to_the_input(dtype):
     layer, x = filled(nn.Linear(64, 30), dtype), torch.randn(3, 64, dtype=dtype, requires_grad=True)

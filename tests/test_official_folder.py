@@ -13,6 +13,7 @@ from gamut.api import shipped
 from gamut.cli import main
 from gamut.codecs.flow import Flow, FlowConfig
 from gamut.codecs.hift import HiFT, HiFTConfig
+from gamut.codecs.mel import hear, pad_mels, patches
 from gamut.data.talks import tokenizer
 from gamut.generate.chatting import chat
 from gamut.generate.sampling import Sampling
@@ -28,6 +29,7 @@ from gamut.models.audio_encoder import AudioEncoderConfig
 from gamut.models.lm import LMConfig
 from gamut.models.omni import Omni, OmniConfig
 from gamut.models.speaker import SpeakerNet, SpeakerNetConfig
+from gamut.nn.int8 import Int8Linear
 
 drawn = pytest.importorskip("test_convert_onnx")  # itself skipped without onnx
 NAMES = {  # fact sheet §3, §4
@@ -118,6 +120,43 @@ def test_it_answers_in_writing_and_with_a_recording_in_its_voice(converted, rele
     assert rate == 24000 and figures.seconds == len(wav) / rate > 0
     with pytest.raises(ValueError, match="has no codec that takes on a voice; convert the released folder"):
         Speaker.load(released, voice=data / "a.wav")
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_it_answers_with_half_and_int8_weights(converted, released, data, weights, capsys):
+    """Sound in, sound out, of the folder as it was downloaded and of the converted one: the same weights, the same
+    answer, and close to what float32 hears."""
+    out, heard = data.parent / f"{weights}.wav", []
+    for folder in (released, converted):
+        speaker = Speaker.load(folder, weights=weights)
+        assert speaker.model.lm.norm.weight.dtype == speaker.model.encoder.conv1.weight.dtype == torch.bfloat16
+        assert isinstance(speaker.model.lm.blocks[0].attn.q, Int8Linear) == (weights == "int8")
+        assert speaker.weighs.startswith(f"weights: {weights} on the cpu, ")
+        figures = chat(speaker, data / "q.wav", sampling=SHORT)
+        heard.append((len(figures), capsys.readouterr().out.partition("answered in")[0]))
+    assert heard[0] == heard[1]
+    speaker = Speaker.load(converted, data / "a.wav", weights=weights)
+    [figures] = chat(speaker, data / "q.wav", out=out, sampling=SHORT, transcript=False)
+    wav, rate = read_audio(out)
+    assert figures.seconds == len(wav) / rate > 0 and wav.isfinite().all()
+    mel = hear(*read_audio(data / "q.wav"))
+    ids = [speaker.model.config.audio_start_id, *[speaker.model.config.audio_patch_id] * patches(mel.shape[-1])]
+    exact, close = (each.model.prompt(ids, *pad_mels([mel])).float() for each in (Speaker.load(converted), speaker))
+    assert (close - exact).pow(2).mean() < 0.03**2 * exact.pow(2).mean()
+
+
+def test_a_large_model_is_int8_where_there_is_no_gpu(converted, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Speaker.load(converted).model.lm.embed.weight.dtype == torch.float32 and Speaker.load(converted).small
+    with pytest.raises(ValueError, match="weights must be one of auto, float32, bfloat16, int8; got 'fp8'"):
+        Speaker.load(converted, weights="fp8")
+    monkeypatch.setattr("gamut.generate.speaker.SMALL", 1000)
+    speaker = Speaker.load(converted)
+    assert isinstance(speaker.model.lm.head, Int8Linear) and not speaker.small
+    size = sum(t.nbytes for t in speaker.model.state_dict().values())
+    asked = ["chat", "--model", str(converted), "--text", "hm", "--system", "Be brief."]
+    assert main(asked) == 0 and f"weights: int8 on the cpu, {size / 1e9:.3g} GB" in capsys.readouterr().out
+    assert Speaker.load(converted, weights="float32").weighs.startswith("weights: float32 on the cpu")
 
 
 def test_documents_and_voices_come_with_tools(converted, data, tmp_path, capsys):

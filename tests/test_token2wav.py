@@ -1,5 +1,6 @@
 """Tokens to sound: lengths, slicing, voices, and the released folder's layout."""
 
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 from flows import CONFIG, ids, lively, voice
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import gamut
+from gamut.codecs import token2wav
 from gamut.codecs.codec import Codec
 from gamut.codecs.flow import FlowConfig, Voice
 from gamut.codecs.hift import HiFTConfig
@@ -16,6 +19,7 @@ from gamut.codecs.s3_tokenizer import S3Config, S3Tokenizer
 from gamut.codecs.token2wav import Token2Wav, Token2WavConfig, decode_together, read_voices
 from gamut.generate.voice import SpeechCodec
 from gamut.io.convert import convert
+from gamut.io.folders import read_tensors
 from gamut.io.keys import flow as flow_keys
 from gamut.io.keys import hift as hift_keys
 from gamut.io.token2wav import read_yaml
@@ -66,6 +70,7 @@ def made() -> Token2Wav:
 
 CODEC = made()
 READ = CODEC.read("a")
+TOKENIZER = S3Tokenizer(S3Config(width=16, layers=1, heads=2, ffn=16, levels=(3,) * 3)).eval()
 
 
 def test_it_fits_the_socket():
@@ -131,6 +136,59 @@ def test_voices_are_chosen_and_kept(tmp_path):
     torch.save({}, tmp_path / "v.pt")
     with pytest.raises(ValueError, match="truncated or not a safetensors file"):
         read_voices(tmp_path / "v.pt")
+
+
+def test_the_first_voice_stays_the_default(tmp_path):
+    """In any order, through save and load; a file that was written before the order was kept is read by name."""
+    codec = Token2Wav.of(CODEC.flow, CODEC.hift, {"zed": voice(2), "a.b": voice(3), "jackson": voice(4)})
+    codec.save_pretrained(tmp_path / "codec")
+    again = Token2Wav.from_pretrained(tmp_path / "codec")
+    assert list(again.voices) == ["zed", "a.b", "jackson"]
+    assert torch.equal(again.chosen(None).mel_MT, voice(2).mel_MT)
+    file = tmp_path / "codec" / "voices.safetensors"
+    save_file(read_tensors(file), file, metadata={"format": "pt"})
+    assert list(read_voices(file)) == ["a.b", "jackson", "zed"]
+
+
+def spoken(codec, voice=None):
+    with codec.streaming(1, voice=voice) as stream:
+        return torch.cat([stream.decode(ids(30)[None]), stream.flush()], 1)
+
+
+def test_a_voice_is_read_once_for_all_turns(monkeypatch):
+    """The sound of each turn is bit for bit that of a stream that read its voice anew; two voices are kept."""
+    wave = Token2Wav.of(CODEC.flow, CODEC.hift, {"a": voice(4), "b": voice(3, 1), "c": voice(2, 2)})
+    fresh = {}
+    for name in wave.voices:
+        fresh[name] = spoken(wave, name)
+    codec, read, begin = SpeechCodec(TOKENIZER, wave), [], token2wav.begin
+
+    def counted(flow, one, rules):
+        read.append(next(name for name, each in wave.voices.items() if torch.equal(each.ids_N, one.ids_N)))
+        return begin(flow, one, rules)
+
+    monkeypatch.setattr(token2wav, "begin", counted)
+    for _ in range(2):
+        assert torch.equal(spoken(codec), fresh["a"])
+    assert read == ["a"]
+    again = voice(3, 1)  # made again of the same clip, it is the same voice
+    for name, one in [("b", wave.voices["b"]), ("a", None), ("b", again), ("c", wave.voices["c"]), ("b", again)]:
+        assert torch.equal(spoken(codec, one), fresh[name])
+    assert read == ["a", "b", "c"]
+    spoken(codec)
+    assert read[3:] == ["a"]
+    codec.to("cpu")
+    assert torch.equal(spoken(codec), fresh["a"]) and read[4:] == ["a"]
+
+
+def test_a_long_recording_gives_its_first_ten_seconds():
+    codec, wav = SpeechCodec(TOKENIZER, CODEC), torch.randn(12 * 8000) * 0.1
+    with pytest.warns(UserWarning, match=r"first 10 s of a recording; this one has 12\.0 s, the rest is left out"):
+        long = codec.voice_of(wav, 8000, torch.ones(6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        short = codec.voice_of(wav[:80000], 8000, torch.ones(6))
+    assert len(long.ids_N) == 250 and torch.equal(long.ids_N, short.ids_N) and torch.equal(long.mel_MT, short.mel_MT)
 
 
 def released(path, leave_out: str = "", yaml: str = YAML):

@@ -7,6 +7,7 @@ Source: fact sheet step_audio_2 §6; sample counts §6.3.
 """
 
 import copy
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,11 +21,12 @@ from gamut.codecs.flow import Flow, FlowConfig, Voice
 from gamut.codecs.flow_stream import FlowState, FlowStream, Rules, begin, together
 from gamut.codecs.hift import HiFT, HiFTConfig
 from gamut.codecs.hift_stream import streaming
-from gamut.io.folders import read_tensors, write_tensors
+from gamut.io.folders import read_notes, read_tensors, write_tensors
 from gamut.io.meta import meta
 from gamut.io.pretrained import Plain, Pretrained
 
 VOICES = "voices.safetensors"  # beside the weights: NAME.ids, NAME.mel and NAME.speaker of each voice
+ORDER = "voices"  # among that file's notes: the names, the first is the default
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Token2Wav(Pretrained, nn.Module):
         return codec
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> "Token2Wav":
+    def from_pretrained(cls, path: str | Path, dtype: torch.dtype | None = torch.float32) -> "Token2Wav":
         """See ``Pretrained``; voices are read where there are any."""
         codec = super().from_pretrained(path, dtype)
         if (Path(path) / VOICES).is_file():
@@ -112,20 +114,20 @@ class Token2Wav(Pretrained, nn.Module):
     def decode(
         self, latent: Int[Tensor, "B N"], voice: Voice | str | None = None, *, steps: int | None = None
     ) -> Float[Tensor, "B T"]:
-        """Tokens to sound in [-0.99, 0.99], ``stride[0]`` samples each, with everything in view.
+        """Tokens to sound in [-0.99, 0.99], ``stride[0]`` samples each, with everything in view; it is on the CPU.
 
         Args:
             voice: one for all rows; None: the default. steps: of the flow's solver; None: its config's.
         """
         if not latent.shape[1]:
-            return self.hift.pre.weight.new_zeros(len(latent), 0)
+            return torch.zeros(len(latent), 0)
         mels = self.flow.mels(list(latent), [self.chosen(voice)] * len(latent), steps=steps)
-        return self.hift.decode(torch.stack(mels))
+        return self.hift.decode(torch.stack(mels)).cpu()
 
     @contextmanager
     def streaming(
-        self, batch: int = 1, chunk: int | Sequence[int] | None = None, voice: Voice | str | None = None, *,
-        steps: int | None = None, newest: bool = False,
+        self, batch: int = 1, chunk: int | Sequence[int] | None = None,
+        voice: Voice | str | FlowState | None = None, *, steps: int | None = None, newest: bool = False,
     ) -> Iterator["WavStream"]:
         """A decoder that takes tokens as they come; see ``open``."""
         yield self.open(batch, chunk, voice, steps=steps, newest=newest)
@@ -175,23 +177,25 @@ class WavStream:
 def decode_together(
     streams: Sequence[WavStream], ids: Sequence[Int[Tensor, "_ _"]], end: bool = False
 ) -> list[Float[Tensor, "_ _"]]:
-    """``decode`` (with ``end``: and ``flush``) of streams that need not be in step, the flow's work in batches."""
+    """``decode`` (with ``end``: and ``flush``) of streams that need not be in step, the flow's work in batches;
+    the sound is on the CPU, wherever it was made."""
     made = together([stream.flow for stream in streams], ids, end)
     sound = []
     for stream, mels in zip(streams, made, strict=True):
         parts = [stream.hift.decode(mel) for mel in mels]
-        sound.append(torch.cat([*parts, stream.hift.flush()] if end else parts, 1))
+        sound.append(torch.cat([*parts, stream.hift.flush()] if end else parts, 1).cpu())
     return sound
 
 
 def read_voices(file: str | Path) -> dict[str, Voice]:
-    """Voices of a safetensors file, in the order of their names.
+    """Voices of a safetensors file, in the order they were written; of an older file, in that of their names.
 
     Raises:
         ValueError: not such a file, or one of a voice's three tensors is missing.
     """
     tensors = read_tensors(file)
-    names = sorted({name.rpartition(".")[0] for name in tensors})
+    order = json.loads(read_notes(file).get(ORDER, "[]"))
+    names = list(dict.fromkeys([*order, *sorted({name.rpartition(".")[0] for name in tensors})]))
     if missing := [f"{n}.{part}" for n in names for part in ("ids", "mel", "speaker") if f"{n}.{part}" not in tensors]:
         raise ValueError(f"'{file}' holds no voices: {', '.join(missing[:8])} missing")
     return {n: Voice(tensors[f"{n}.ids"], tensors[f"{n}.mel"], tensors[f"{n}.speaker"]) for n in names}
@@ -201,4 +205,4 @@ def write_voices(file: str | Path, voices: dict[str, Voice]) -> None:
     """The inverse of ``read_voices``."""
     parts = {"ids": "ids_N", "mel": "mel_MT", "speaker": "speaker_S"}
     tensors = {f"{n}.{part}": getattr(voice, field) for n, voice in voices.items() for part, field in parts.items()}
-    write_tensors(Path(file), tensors)
+    write_tensors(Path(file), tensors, {ORDER: json.dumps(list(voices))})

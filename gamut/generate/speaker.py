@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import gamut
 from gamut.codecs.text import Tokenizer
 from gamut.generate.retrieval import web_search
@@ -14,11 +16,13 @@ from gamut.generate.tools import Toolbox, calculator, date_and_time
 from gamut.generate.voice import SpeechCodec
 from gamut.generate.voices import Voice, audio_search, four_tools, library, write_library
 from gamut.io.media import read_audio
+from gamut.models.int8 import load_int8
 from gamut.models.omni import Omni
 
 TAUGHT, MENU, VOICES = "taught.json", "menu.json", "voices"
 CODEC = "token2wav"  # folder beside the weights
 SMALL = 10**7  # parameters; below, threads wait for one another longer than they work: 40 s for 0.6 on a busy machine
+WEIGHTS = ("auto", "float32", "bfloat16", "int8")
 LEVEL = 0.05  # RMS a question is brought to: a small model has not heard whispers. Ours
 SAMPLING = Sampling(temperature=0.3, max_new=400)  # ours, of a small model
 RELEASED = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.05, max_new=2048)  # fact sheet §4.3
@@ -39,7 +43,8 @@ class Speaker:
 
     @classmethod
     def load(
-        cls, path: str | Path, voice: str | Path | None = None, *, documents: str | Path = "", voices: str | Path = ""
+        cls, path: str | Path, voice: str | Path | None = None, *, documents: str | Path = "", voices: str | Path = "",
+        weights: str = "auto",
     ) -> "Speaker":
         """From a folder that ``save`` or ``gamut convert`` wrote, the run folder around it, or the released folder.
 
@@ -50,9 +55,14 @@ class Speaker:
             voice: a recording, to be answered in its voice.
             documents: a folder or an endpoint to search in (``web_search``); calculator and clock come with it.
             voices: a folder of clips and what they are like (``voices.library``), to be found and answered in.
+            weights: how the model is held. "bfloat16": all of it (norms are computed in float32). "int8": the linear
+                layers of encoder, adaptor and decoder, on the CPU; embeddings, norms, convolutions and activations in
+                bfloat16. "auto": a small model float32; a large one bfloat16 on a GPU that has it, else int8. A large
+                one that is not int8 is on the GPU if there is one, its codec with it (written without one: not
+                measured); the codec is float32 always.
         Raises:
-            ValueError: a voice for a model whose codec takes none, and what ``SpeechCodec.voice_of`` says of it;
-                further tools for a small model, which knows those that it was taught.
+            ValueError: other weights; a voice for a model whose codec takes none, and what ``SpeechCodec.voice_of``
+                says of it; further tools for a small model, which knows those that it was taught.
         """
         path = Path(path)
         path = path / "model" if (path / "model" / "config.json").exists() else path
@@ -69,8 +79,10 @@ class Speaker:
         elif (path / VOICES).is_dir():
             menu = json.loads((path / MENU).read_text()) if (path / MENU).exists() else {}
             tools = four_tools(library(path / VOICES), menu)
-        return cls(Omni.from_pretrained(path), Tokenizer.from_pretrained(path), _voiced(codec_of(path), voice, path),
-                   tools, taught, given)  # fmt: skip
+        model, codec = _model(path, weights), codec_of(path)
+        if codec is not None:
+            codec.to(model.lm.norm.weight.device)
+        return cls(model, Tokenizer.from_pretrained(path), _voiced(codec, voice, path), tools, taught, given)
 
     def save(
         self, path: Path, card: str = "", *, voices: Sequence[Voice] = (),
@@ -89,7 +101,14 @@ class Speaker:
 
     @property
     def small(self) -> bool:
-        return sum(p.numel() for p in self.model.parameters()) < SMALL
+        return sum(t.numel() for t in self.model.state_dict().values()) < SMALL  # int8 weights are no parameters
+
+    @property
+    def weighs(self) -> str:
+        """A sentence: how the model's weights are held, and what they take."""
+        tensors, norm = list(self.model.state_dict().values()), self.model.lm.norm.weight
+        kind = "int8" if any(t.dtype == torch.int8 for t in tensors) else str(norm.dtype).removeprefix("torch.")
+        return f"weights: {kind} on the {norm.device.type}, {sum(t.nbytes for t in tensors) / 1e9:.3g} GB"
 
     def how(self, system: str = "") -> "How":
         """What to ask for with a request; the first that is answered aloud if empty.
@@ -102,6 +121,21 @@ class Speaker:
             listed = "\n  ".join(self.taught)
             raise ValueError(f"this model was not taught to {system!r}; --system must be one of\n  {listed}")
         return How(system, **self.taught.get(system, {"tools": self.offers}))
+
+
+def _model(path: Path, weights: str) -> Omni:
+    """See ``Speaker.load``. The files are mapped, so that counting what is in them reads nothing."""
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}; got {weights!r}")
+    model = Omni.from_pretrained(path, None)
+    large = sum(p.numel() for p in model.parameters()) >= SMALL
+    gpu = large and torch.cuda.is_available()
+    if weights == "auto":
+        half = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        weights = "bfloat16" if half else "int8" if large else "float32"
+    if weights == "int8":
+        return load_int8(path)
+    return model.to("cuda" if gpu else "cpu", getattr(torch, weights))
 
 
 def codec_of(path: Path) -> Any:

@@ -8,8 +8,9 @@ B batch · N tokens · T samples · S channels of a speaker
 Source: fact sheet step_audio_2 §6.1.
 """
 
+import warnings
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from gamut.codecs.fbank import fbank
 from gamut.codecs.flow import Voice
+from gamut.codecs.flow_stream import FlowState
 from gamut.codecs.mel import WHISPER_RATE
 from gamut.codecs.s3_tokenizer import S3Tokenizer
 from gamut.codecs.timbre import timbre
@@ -26,7 +28,8 @@ from gamut.io.files import atomic_dir
 from gamut.io.media import resample
 from gamut.models.speaker import SpeakerNet
 
-SHORTEST = 0.5  # s; ours
+SHORTEST, LONGEST = 0.5, 10.0  # s of a recording that a voice is made of; ours
+KEPT = 2  # voices read: the usual one, and one that was found. At the released sizes 66 MB a second of recording
 TOKENIZER, SPEAKER = "tokenizer", "speaker"  # folders inside a converted token2wav folder
 
 
@@ -38,6 +41,7 @@ class SpeechCodec:
     tokenizer: S3Tokenizer
     wave: Token2Wav
     network: SpeakerNet | None = None
+    _read: list[tuple[Voice, FlowState]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         if self.tokenizer.vocab > self.wave.vocab:
@@ -102,6 +106,13 @@ class SpeechCodec:
         """Hz of what ``decode`` gives."""
         return self.wave.rate
 
+    def to(self, device: torch.device | str) -> "SpeechCodec":
+        """Its networks there, in place; what ``decode``, a stream and ``voice_of`` give is on the CPU all the same."""
+        for part in filter(None, (self.tokenizer, self.wave, self.network)):
+            part.to(device)
+        self._read.clear()
+        return self
+
     def encode(self, signal: Float[Tensor, "B T"]) -> Int[Tensor, "B N"]:
         return self.tokenizer.encode(signal)
 
@@ -109,29 +120,40 @@ class SpeechCodec:
         return self.wave.decode(latent, voice)
 
     def streaming(self, batch: int = 1, voice: Voice | None = None) -> AbstractContextManager[WavStream]:
-        return self.wave.streaming(batch, voice=voice)
+        """See ``Token2Wav.open``. What the flow has read of the last voices is kept: a further answer in one of them
+        does not wait for that. (Weights must not change in between.)"""
+        voice = self.wave.chosen(voice)
+        found = [kept for kept in self._read if _same(kept[0], voice)] or [(voice, self.wave.read(voice))]
+        self._read[:] = [*found, *(kept for kept in self._read if kept is not found[0])][:KEPT]
+        return self.wave.streaming(batch, voice=found[0][1])
 
     @torch.no_grad()
     def voice_of(self, wav_T: Float[Tensor, " T"], rate: int, vector: Float[Tensor, " S"] | None = None) -> Voice:
         """The voice of a recording at ``rate`` Hz; ``vector`` stands for what a network would say of the speaker.
 
+        The flow goes on from the recording, in time and memory; of a long one the first 10 s are taken, with a warning.
         Raises:
             ValueError: a recording of less than half a second, a vector that does not fit the flow, or no way to one.
         """
         flow = self.wave.config.flow
         if len(wav_T) < SHORTEST * rate:
             raise ValueError(f"a voice needs a recording of at least {SHORTEST} s, got {len(wav_T) / rate:.2f} s")
+        if len(wav_T) > LONGEST * rate:
+            warnings.warn(f"a voice is made of the first {LONGEST:g} s of a recording; this one has "
+                          f"{len(wav_T) / rate:.1f} s, the rest is left out", stacklevel=2)  # fmt: skip
+            wav_T = wav_T[: int(LONGEST * rate)]
         sound = resample(wav_T, rate, self.rate)
         heard = resample(wav_T, rate, self.hears)
         if vector is not None:
             told = vector
         elif self.network is not None:
-            told = self.network(fbank(heard, centred=True)[None])[0]
+            like = next(self.network.parameters())
+            told = self.network(fbank(heard, centred=True)[None].to(like))[0].cpu()
         else:
             return self._timbre(sound)
         if len(told) != flow.speaker:
             raise ValueError(f"this flow takes speaker vectors of {flow.speaker} numbers, got {len(told)}")
-        return self.wave.voice(self.encode(heard[None])[0], sound, told)
+        return self.wave.voice(self.encode(heard[None])[0].cpu(), sound, told)
 
     def _timbre(self, sound: Float[Tensor, " T"]) -> Voice:
         vector = timbre(self.wave.hift.encode(sound[None]))[0]
@@ -140,3 +162,7 @@ class SpeechCodec:
                              f"and has no {SPEAKER} network; gamut convert campplus.onnx FOLDER/{SPEAKER}, or pass "
                              f"vector=…")  # fmt: skip
         return Voice.of(vector)
+
+
+def _same(a: Voice, b: Voice) -> bool:
+    return a is b or all(torch.equal(vars(a)[name].cpu(), part.cpu()) for name, part in vars(b).items())

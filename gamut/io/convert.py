@@ -16,7 +16,7 @@ import gamut
 from gamut.io import paraformer, token2wav
 from gamut.io.adapters import merge_adapter, read_adapter, write_adapter
 from gamut.io.convert_onnx import convert_onnx
-from gamut.io.folders import INDEX, WEIGHTS, Content, finite, load_config, load_tensors, save_folder
+from gamut.io.folders import INDEX, WEIGHTS, Content, check_loads, finite, load_config, load_tensors, save_folder
 from gamut.io.keys import qwen, step1, step_audio_2
 from gamut.io.pickles import unpickled
 
@@ -41,7 +41,8 @@ def convert(src: str | Path, dst: str | Path) -> Path:
             ``io/convert_onnx.py`` names.
         dst: a folder that does not exist yet.
     Raises:
-        ValueError: an unknown family, damaged or unsafe files, names that do not belong, dst exists.
+        ValueError: an unknown family, damaged or unsafe files, names that are missing or do not belong, shapes that are
+            not those of config.json, dst exists. Nothing is left then, and the same can be asked again.
     """
     src, dst = Path(src), _fresh(dst)
     if src.suffix == ".onnx":
@@ -66,7 +67,8 @@ def convert(src: str | Path, dst: str | Path) -> Path:
     files, voice = _carried(src), src / "token2wav"
     if token2wav.looks(voice):
         files["token2wav"] = partial(token2wav.convert, voice)
-    return save_folder(dst, tensors, wrapped, card=card, files=files)
+    check = partial(check_loads, src=src, kind=kind)
+    return save_folder(dst, tensors, wrapped, card=card, files=files, check=check)
 
 
 def export(

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import gamut
 from gamut.io.files import atomic_dir
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -33,6 +34,7 @@ def save_folder(
     card: str = "",
     files: Mapping[str, Content] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    check: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write a checkpoint folder as a whole: on any error an older folder of that name stays as it was.
 
@@ -43,6 +45,7 @@ def save_folder(
         files: further files by name: text, bytes, the path of a file to copy (tokenizer files), or what writes a folder
             when it is called with its path (a codec's).
         shard_bytes: tensors are split into shards of at most this many bytes (one tensor may exceed it).
+        check: called with the written folder before it takes its name; whatever it raises leaves nothing behind.
     Raises:
         OSError: the file system refused (full, read-only); the message names the folder.
     """
@@ -68,6 +71,8 @@ def save_folder(
                     shutil.copyfile(content, part / name)
                 else:
                     (part / name).write_bytes(content.encode() if isinstance(content, str) else content)
+            if check:
+                check(part)
     except OSError as error:
         reason = error.strerror or error
         raise OSError(
@@ -91,8 +96,9 @@ def _shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> dict[str, list[s
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, 1)}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """One safetensors file; tensors that share memory are written once each. Raises OSError when the disk refuses."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+    """One safetensors file; tensors that share memory are written once each, ``notes`` go into its header. Raises
+    OSError when the disk refuses."""
     seen, ready = set(), {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -100,7 +106,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         ready[name] = tensor.clone() if pointer in seen else tensor
         seen.add(pointer)
     try:
-        save_file(ready, path, metadata={"format": "pt"})
+        save_file(ready, path, metadata={"format": "pt", **(notes or {})})
     except SafetensorError as error:  # the writer wraps the system's error in its own
         code = re.search(r"os error (\d+)", str(error))
         raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error))) from error
@@ -166,6 +172,11 @@ def read_tensors(file: str | Path, dtype: torch.dtype | None = None) -> dict[str
     return dict(iterate_tensors([file], dtype))
 
 
+def read_notes(file: str | Path) -> dict[str, str]:
+    """The notes in a safetensors file's header. Raises ValueError as `read_tensors`."""
+    return _open(Path(file)).metadata() or {}
+
+
 def iterate_tensors(files: Sequence[str | Path], dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of every file in turn; pages of tensors that the caller drops are given back as it goes."""
     for file in map(Path, files):
@@ -222,6 +233,15 @@ def finite(tensors: dict[str, Tensor], where: str | Path) -> dict[str, Tensor]:
     if bad := [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
         raise ValueError(f"'{where}' holds nan or infinite weights in {_some(bad)}; download or save it again")
     return tensors
+
+
+def check_loads(part: Path, src: Path, kind: str = "model") -> None:
+    """What was made of ``src``, as every use of it will load it. Raises ValueError if it does not: names, shapes."""
+    try:
+        gamut.load(part, dtype=None)
+    except (ValueError, TypeError) as error:
+        reason = str(error).replace(f"checkpoint '{part}'", "what it holds")
+        raise ValueError(f"'{src}' is no whole {kind}: {reason}. Nothing was written") from error
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:

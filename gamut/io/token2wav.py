@@ -16,7 +16,7 @@ from typing import Any
 import gamut
 from gamut.io.convert_onnx import convert_onnx
 from gamut.io.files import atomic_dir
-from gamut.io.folders import finite, save_folder
+from gamut.io.folders import check_loads, finite, save_folder
 from gamut.io.keys import flow as flow_keys
 from gamut.io.keys import hift as hift_keys
 from gamut.io.pickles import unpickled
@@ -60,11 +60,7 @@ def convert(src: Path, dst: Path) -> Path:
         for file in codec.iterdir():
             file.rename(part / file.name)
         codec.rmdir()
-        try:
-            gamut.load(part)
-        except (ValueError, TypeError) as error:
-            reason = str(error).replace(f"checkpoint '{part}'", "what it holds")
-            raise ValueError(f"'{src}' is no whole codec: {reason}. Nothing was written") from error
+        check_loads(part, src, "codec")
     return dst
 
 

@@ -98,7 +98,7 @@ class Omni(Pretrained, nn.Module):
             return x_BTD
         if lens_N is None:
             raise ValueError(f"{clips} clips came without lens_N; give the usable mel frames of each (pad_mels)")
-        x_NPD, count_N = self.features(mels_NMF, lens_N)
+        x_NPD, count_N = self.features(mels_NMF.to(x_BTD.device), lens_N)
         self._check_patches(ids_BT, start_N, count_N)
         step_P = torch.arange(x_NPD.shape[1], device=start_N.device)
         used_NP = step_P < count_N.to(start_N.device)[:, None]

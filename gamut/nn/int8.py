@@ -54,9 +54,9 @@ class Int8Linear(nn.Module):
         self.bias: Tensor | None
 
     def forward(self, input: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
-        x_MI = input.reshape(-1, self.in_features)
-        scale_O, packed = self.scale.to(x_MI.dtype), x_MI.dtype == torch.bfloat16 and x_MI.device.type == "cpu"
-        if packed and len(x_MI) <= PACKED_ROWS and not x_MI.requires_grad:
+        x_MI = input.reshape(-1, self.in_features).contiguous()
+        scale_O = self.scale.to(x_MI.dtype)
+        if len(x_MI) <= PACKED_ROWS and packs(x_MI):
             y_MO = torch.ops.aten._weight_int8pack_mm(x_MI, self.weight, scale_O)
         else:
             y_MO = torch.cat([x_MI @ block_bI.T for block_bI in self._blocks(x_MI)], 1) * scale_O
@@ -70,6 +70,15 @@ class Int8Linear(nn.Module):
         room = torch.empty(rows, self.in_features, dtype=x_MI.dtype, device=x_MI.device)
         for q_bI in self.weight.split(rows):
             yield q_bI.to(x_MI.dtype) if x_MI.requires_grad else room[: len(q_bI)].copy_(q_bI)
+
+
+def packs(x_MI: Float[Tensor, "M I"]) -> bool:
+    """Whether torch's packed kernel can take it. It asks for whole, aligned vectors of 16 numbers and does not check:
+    other widths and places end the process (torch 2.13, AVX-512)."""
+    return (
+        x_MI.dtype == torch.bfloat16 and x_MI.device.type == "cpu" and not x_MI.requires_grad
+        and x_MI.shape[1] % 16 == 0 and x_MI.data_ptr() % 32 == 0
+    )  # fmt: skip
 
 
 def use_int8(model: nn.Module, *, keep: Sequence[str] = (), dtype: torch.dtype = torch.bfloat16) -> list[str]:

@@ -41,6 +41,7 @@ from gamut.models.audio_encoder import AudioEncoderConfig
 from gamut.models.decoder import LMConfig
 from gamut.models.omni import Omni, OmniConfig
 from gamut.plan.omni import cost
+from gamut.train import dist
 from gamut.train.hearing import learn_to_hear
 from gamut.train.loop import fit
 from gamut.train.optim import Group, Optim
@@ -95,10 +96,10 @@ def build(cfg: Config, codes: int, tools: Sequence[Mapping], orders: Orders | No
     """The model and its words: of ``cfg.init``, or new."""
     torch.manual_seed(cfg.seed)
     if cfg.init:
-        return gamut.load(shipped(cfg.init)), Tokenizer.from_pretrained(shipped(cfg.init))
+        return gamut.load(shipped(cfg.init)).to(dist.device()), Tokenizer.from_pretrained(shipped(cfg.init))
     words = vocabulary(codes, tools, orders)
     marks = {f"audio_{name}_id": words.id(f"<audio_{name}>") for name in ("start", "end", "patch")}
-    return Omni(model_config(cfg, words.vocab, **marks)), words
+    return Omni(model_config(cfg, words.vocab, **marks)).to(dist.device()), words
 
 
 def learn_to_talk(cfg: Config, model: Omni, talks: Conversations, origin: str, run: Run | None) -> None:
@@ -143,8 +144,7 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
     voices = {name: Digits(world.digits.clips, (name,)).first(TAKES) for name in cast.names}
     talks = Conversations(world, voices, codec, words, cast.schemas, cfg.seed)
     learn_to_talk(cfg, model, talks, cast.origin, run)
-    speaker = cast.speaker(model, words, codec)
-    result = measured(cfg, speaker, cast)
+    result = measured(cfg, speaker := cast.speaker(model, words, codec), cast)
     if run is not None:
         facts = "\n".join(f"- {name}: {value:.4g}" for name, value in result.metrics.items())
         card = CARD.format(cast.origin, cast.spoken.licence, cast.names[0], cfg.seed, facts)

@@ -30,7 +30,7 @@ class Slots(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(width, count) for count in classes)
 
     def forward(self, x_NTD: Float[Tensor, "N T D"], lens_N: Int[Tensor, " N"]) -> list[Float[Tensor, "N _"]]:
-        behind_NT = torch.arange(x_NTD.shape[1]) >= lens_N[:, None]
+        behind_NT = torch.arange(x_NTD.shape[1], device=lens_N.device) >= lens_N[:, None]
         scores_NST = torch.einsum("sd,ntd->nst", self.query_SD, self.key(x_NTD))
         seen_NSD = scores_NST.masked_fill(behind_NT[:, None], -torch.inf).softmax(-1) @ x_NTD
         return [head(seen_NSD[:, i]) for i, head in enumerate(self.heads)]
@@ -42,10 +42,10 @@ def learn_to_hear(
 ) -> None:
     """Which digit is said and who says it, step by step, of ``others`` the digit alone; every other update, what is
     ordered, from the clip as a whole."""
-    width, named = encoder.config.width, values(orders) if orders else {}
+    (width, there), named = (encoder.config.width, encoder.positions.device), values(orders) if orders else {}
     torch.manual_seed(seed)
-    heads = nn.ModuleDict({"digit": nn.Linear(width, 11), "speaker": nn.Linear(width, len(digits.names) + 1)})
-    slots = Slots(width, [len(each) + 1 for each in named.values()])
+    heads = nn.ModuleDict({"digit": nn.Linear(width, 11), "speaker": nn.Linear(width, len(digits.names) + 1)}).to(there)
+    slots = Slots(width, [len(each) + 1 for each in named.values()]).to(there)
 
     def step(given: Frames | Ordered, phase: str):
         x_NTD, lens_N = encoder(given.mels, given.lens)
