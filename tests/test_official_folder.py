@@ -168,10 +168,20 @@ def test_documents_and_voices_come_with_tools(converted, data, tmp_path, capsys)
     assert main(asked) == 0 and "answered in" in capsys.readouterr().out
     speaker = Speaker.load(converted, documents=tmp_path, voices=tmp_path)
     assert list(speaker.tools.tools) == ["calculator", "date_and_time", "search", "audio_search"]
+    assert list(speaker.codec.voices) == ["a.wav"]  # a codec without a voice of its own takes the first clip's
     assert speaker.how("Be brief.") == How("Be brief.", aloud=True, tools=True)
     assert not Speaker.load(converted).how("Be brief.").tools
     with pytest.raises(ValueError, match="knows the tools it was taught and no others"):
         Speaker.load(shipped("step_audio_2"), documents=tmp_path)
+
+
+def test_a_recording_is_the_usual_voice_whatever_its_name(data, tmp_path):
+    """The shipped model has a voice called jackson; a recording of that name takes its place."""
+    shutil.copy(data / "a.wav", tmp_path / "jackson.wav")
+    before, after = (Speaker.load(shipped("step_audio_2"), voice).codec.voices
+                     for voice in (None, tmp_path / "jackson.wav"))  # fmt: skip
+    assert list(before) == list(after) == ["jackson"]
+    assert not torch.equal(before["jackson"].speaker_S, after["jackson"].speaker_S)
 
 
 def test_it_is_tuned_by_adapters_and_exported_merged(converted, released, data, tmp_path, capsys):

@@ -49,12 +49,13 @@ class Speaker:
         """From a folder that ``save`` or ``gamut convert`` wrote, the run folder around it, or the released folder.
 
         It speaks if a codec lies beside the weights; a token2wav that came without voices needs one.
-        Its tools are those of ``four_tools`` where voices or a menu lie beside the weights, else the calculator.
+        Its tools are those of ``four_tools`` where voices or a menu lie beside the weights.
 
         Args:
             voice: a recording, to be answered in its voice.
             documents: a folder or an endpoint to search in (``web_search``); calculator and clock come with it.
-            voices: a folder of clips and what they are like (``voices.library``), to be found and answered in.
+            voices: a folder of clips and what they are like (``voices.library``), to be found and answered in; its
+                first is the usual voice of a codec that has none.
             weights: how the model is held. "bfloat16": all of it (norms are computed in float32). "int8": the linear
                 layers of encoder, adaptor and decoder, on the CPU; embeddings, norms, convolutions and activations in
                 bfloat16. "auto": a small model float32; a large one bfloat16 on a GPU that has it, else int8. A large
@@ -71,10 +72,9 @@ class Speaker:
         if given and taught:
             raise ValueError(f"'{path}' knows the tools it was taught and no others; documents and voices to search in "
                              f"are for a model that reads schemas, as the released one")
-        tools = Toolbox([calculator()])
+        tools, clips = Toolbox([calculator()]), library(voices) if voices else []
         if given:
-            found = [*([web_search(documents)] if documents else []),
-                     *([audio_search(library(voices))] if voices else [])]  # fmt: skip
+            found = [*([web_search(documents)] if documents else []), *([audio_search(clips)] if clips else [])]
             tools = Toolbox([calculator(), date_and_time(), *found])
         elif (path / VOICES).is_dir():
             menu = json.loads((path / MENU).read_text()) if (path / MENU).exists() else {}
@@ -82,6 +82,8 @@ class Speaker:
         model, codec = _model(path, weights), codec_of(path)
         if codec is not None:
             codec.to(model.lm.norm.weight.device)
+        if clips and voice is None and isinstance(codec, SpeechCodec) and not codec.voices:
+            codec.wave.voices = {clips[0].name: codec.voice_of(*clips[0].read())}
         return cls(model, Tokenizer.from_pretrained(path), _voiced(codec, voice, path), tools, taught, given)
 
     def save(
@@ -152,7 +154,9 @@ def _voiced(codec: Any, voice: str | Path | None, path: Path) -> Any:
         if not isinstance(codec, SpeechCodec):
             raise ValueError(f"'{path}' has no codec that takes on a voice; convert the released folder with its "
                              f"token2wav and the .onnx files in it: gamut convert RELEASED {path}-converted")
-        codec.wave.voices = {Path(voice).stem: codec.voice_of(*read_audio(voice))} | codec.wave.voices
+        name, others = Path(voice).stem, codec.wave.voices
+        usual = {name: codec.voice_of(*read_audio(voice))}
+        codec.wave.voices = usual | {other: kept for other, kept in others.items() if other != name}
     return codec if getattr(codec, "voices", True) else None
 
 

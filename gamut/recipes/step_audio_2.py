@@ -35,6 +35,7 @@ from gamut.evals.conversations import examine
 from gamut.evals.talk_report import MEASURED, provenance, samples
 from gamut.io.env import shipped
 from gamut.io.files import atomic_write
+from gamut.io.folders import load_config
 from gamut.io.runs import Run
 from gamut.losses.from_hidden import next_token_from_hidden
 from gamut.models.audio_encoder import AudioEncoderConfig
@@ -191,6 +192,8 @@ by `gamut run step_audio_2` on: {} ({}), and on digits and orders spoken by espe
 
 def plan(cfg: Config) -> dict[str, int | float]:
     """Parameters, memory and FLOPs, without building anything."""
+    if cfg.init:
+        return cost(load_config(shipped(cfg.init))["config"])
     return cost(asdict(model_config(cfg, PAPER_VOCAB if cfg.width == PAPER.width else 1522)))
 
 
