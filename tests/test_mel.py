@@ -15,6 +15,7 @@ from gamut.codecs.codec import Codec
 from gamut.codecs.fbank import fbank
 from gamut.codecs.griffin_lim import griffin_lim
 from gamut.codecs.vocoder_mel import log_mel, mel22, mel24
+from gamut.io import media
 from gamut.io.media import resample
 
 SMALL = {"rate": 8000, "n_fft": 256, "hop": 80}
@@ -102,10 +103,10 @@ def test_patch_table():
 
 def test_pieces_cover_the_recording():
     wav = torch.arange(60 * 16000.0)
-    parts = mel.pieces(wav)
+    parts = media.pieces(wav)
     assert [len(part) / 16000 for part in parts] == [25, 25, 10]
     assert torch.equal(torch.cat(parts), wav)
-    assert [len(part) for part in mel.pieces(wav[: 25 * 16000])] == [25 * 16000]
+    assert [len(part) for part in media.pieces(wav[: 25 * 16000])] == [25 * 16000]
 
 
 def test_shorter_mels_end_in_zeros():

@@ -194,7 +194,7 @@ def plan(cfg: Config) -> dict[str, int | float]:
     """Parameters, memory and FLOPs, without building anything."""
     if cfg.init:
         return cost(load_config(shipped(cfg.init))["config"])
-    return cost(asdict(model_config(cfg, PAPER_VOCAB if cfg.width == PAPER.width else 1522)))
+    return cost(asdict(model_config(cfg, PAPER_VOCAB if cfg.width == PAPER.width else 1521)))
 
 
 CLAIMS = [
