@@ -31,7 +31,7 @@ from gamut.codecs.weave import Marks
 from gamut.generate.ar import Prompt, Stream
 from gamut.generate.past import Past
 from gamut.generate.sampling import Sampling
-from gamut.generate.tools import Found, Toolbox, ToolResult
+from gamut.generate.tools import Found, Toolbox, ToolResult, failure
 from gamut.io.media import resample
 from gamut.models.omni import Omni
 
@@ -183,7 +183,7 @@ def _consult(
                 manner = manner if voice is None else {"voice": voice}
                 message = with_sound(message, marks.audio_ids(codes))
             except ValueError as error:  # the model is told, as of all that goes wrong with a tool
-                result = replace(result, content=f"error: {error}", ok=False, sound=None, ending="")
+                result = replace(result, content=failure(error), ok=False, sound=None, ending="")
                 message = result.message
         messages.append(message)
         yield Told(result)

@@ -91,6 +91,11 @@ def clip(text: str, limit: int) -> str:
     return data[: limit - len(marker)].decode("utf-8", "ignore") + marker
 
 
+def failure(why: object, limit: int = 2000) -> str:
+    """What the model reads of a call that went wrong, in at most ``limit`` bytes, and never more than 2000."""
+    return clip(defuse(f"error: {why}"), min(limit, 2000))
+
+
 def check_arguments(arguments: Any, parameters: Mapping[str, Any]) -> None:
     """Raises ValueError, in words the model can act on, unless ``arguments`` fit the schema's outer level."""
     properties = parameters.get("properties", {})
@@ -146,7 +151,7 @@ class _Job(threading.Thread):
             self.outcome = self._failure(f"{self.tool.name} failed ({type(error).__name__}: {error})")
 
     def _failure(self, why: str) -> tuple[str, bool]:
-        return clip(defuse(f"error: {why}"), min(self.limit, 2000)), False
+        return failure(why, self.limit), False
 
     def result(self) -> ToolResult:
         self.join(max(0.0, self.began + self.tool.seconds - time.monotonic()))
@@ -218,7 +223,7 @@ class Toolbox:
         elif sum(job.is_alive() for job in self.running) >= self.stuck:
             refusal = f"{self.stuck} earlier calls still run past their deadline; try again later"
         if tool is None or refusal:
-            return ToolResult(call, clip(defuse(f"error: {refusal}"), min(limit, 2000)), False, 0.0)
+            return ToolResult(call, failure(refusal, limit), False, 0.0)
         job = _Job(tool, call, limit)
         self.running.append(job)
         job.start()
