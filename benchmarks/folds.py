@@ -74,7 +74,7 @@ def page() -> str:
         "## Coffee orders over folds", "",
         f"{len(folds)} of 5 trainings, each without another fifth (106) of the 530 recorded orders. The set does not "
         "say who speaks, so one person may be on both sides. Fold 0 is the shipped model "
-        "(6,500 updates of the last stage, and 800 more; asked with the questions of seed 5); the others are the recipe "
+        "(6,500 updates of the last stage, and 800 more; asked with questions of seed 5); the others are the recipe "
         f"with {UPDATES:,} updates of the last stage, seed = fold; 1 to 3 with the encoder of before, which had 3,600 "
         "updates and neither disguised voices nor a machine's.", "", *table(ORDERS, columns), "",
         "## The claims with every seed", "", *table(SCORES, columns), "",
