@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 
@@ -89,6 +91,27 @@ def test_it_ends_with_the_weights_that_were_best(folder, tmp_path, rank):
     seen = [value for _, value in run.curves()["tune"]["eval/loss"]]
     assert min(seen) < seen[-1]
     assert mean_loss(tuned, test) == pytest.approx(min(seen), rel=1e-4)
+
+
+def test_two_processes_that_share_the_weights_tune_as_one_does(folder, tmp_path):
+    """The paper's way, the whole decoder, sharded by FSDP2: same losses, same best weights, same answers."""
+    model().save_pretrained(tmp_path / "m", files=WORDS.files())
+    asked = {"init": str(tmp_path / "m"), "data": str(folder), "lora_rank": 0, "share": 0.34, "steps": 4, "every": 2,
+             "accumulate": 2, "lr": 3e-3, "checkpointing": True}  # fmt: skip
+    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in asked.items()]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gamut", "run",
+               "step_audio_2_tune", "--out", str(tmp_path), "--name", "two", *flags]  # fmt: skip
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    one = run_recipe("step_audio_2_tune", out=tmp_path, name="one", **asked)
+    two = json.loads((tmp_path / "two" / "result.json").read_text())["metrics"]
+    assert two == pytest.approx(one.metrics, rel=1e-4)
+    begun, *ended = (load_tensors(tmp_path / name) for name in ("m", "one/model", "two/model"))
+    moved = [name for name in begun if not torch.equal(begun[name], ended[0][name])]
+    assert "lm.embed.weight" in moved and not any(name.startswith("encoder.") for name in moved)
+    for name, tensor in ended[0].items():
+        torch.testing.assert_close(ended[1][name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_packed_rows_weigh_the_same_as_rows_of_their_own(folder):

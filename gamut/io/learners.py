@@ -30,12 +30,6 @@ class Learner(Protocol):
 
 def pack(learner: Learner) -> Files:
     """Everything to be saved, by file and name (only rank 0 gets it, but every rank must take part)."""
-    first = not td.is_initialized() or td.get_rank() == 0
-
-    def gathered(named: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
-        pairs = [(name, whole(tensor.detach())) for name, tensor in named.items()]
-        return {name: tensor.cpu() for name, tensor in pairs} if first else {}
-
     files = {file: gathered(named) for file, named in _targets(learner).items()}
     averages = gathered({id(learner.params[name]): value for name, value in learner.average.items()})
     for key, module in learner.modules.items() if averages else ():  # a file that loads alone, tied names included
@@ -43,6 +37,21 @@ def pack(learner: Learner) -> Files:
         file = join(learner.name, key)
         files[f"{file}.ema"] = files[file] | {n: value for n, value in named.items() if value is not None}
     return files
+
+
+def first() -> bool:
+    """Whether this process is rank 0, or alone."""
+    return not td.is_initialized() or td.get_rank() == 0
+
+
+def gathered(named: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+    """Whole tensors, on the CPU of rank 0; nothing on the other ranks, which must take part."""
+    found = {}
+    for name, tensor in named.items():
+        complete = whole(tensor.detach())
+        if first():
+            found[name] = complete.cpu()
+    return found
 
 
 def unpack(learner: Learner, tensors: Mapping[str, Mapping[str, Tensor]], where: Path) -> None:

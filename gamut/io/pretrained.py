@@ -12,6 +12,7 @@ from torch import Tensor
 import gamut
 from gamut.io.convert import family
 from gamut.io.folders import Content, load_config, load_strict, load_tensors, save_folder
+from gamut.io.learners import first, gathered
 
 C = TypeVar("C", bound="Plain")  # typing.Self would need the whole class under the shape checker, not its methods
 T = TypeVar("T", bound="Pretrained")
@@ -89,13 +90,14 @@ class Pretrained:
     def save_pretrained(
         self, path: str | Path, card: str = "", files: Mapping[str, Content] | None = None
     ) -> Path:
-        """A checkpoint folder that ``from_pretrained`` reads.
+        """A checkpoint folder that ``from_pretrained`` reads, written by rank 0; with sharded weights every rank calls.
 
         Args:
             card: becomes its README.md. files: further ones, the tokenizer's say.
         """
         config = {"gamut": gamut.__version__, "class": type(self).__name__, "config": asdict(self.config)}  # type: ignore
-        return save_folder(path, self.state_dict(), config, card=card, files=files)  # type: ignore[attr-defined]
+        tensors = gathered(self.state_dict())  # type: ignore[attr-defined]
+        return save_folder(path, tensors, config, card=card, files=files) if first() else Path(path)
 
 
 def _other(cls: type, found: str | None, path: str | Path) -> str:

@@ -8,6 +8,7 @@ B rows · T tokens · D width of the language model · N clips, in the row-major
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -137,4 +138,11 @@ class Omni(Pretrained, nn.Module):
         cache: Cache | None = None,
     ) -> Float[Tensor, "B T V"]:
         """Logits of every position; mask_BT is 1 for tokens, 0 for right padding."""
-        return self.lm(embeds_BTD=self.embed(ids_BT, mels_NMF, lens_N), mask_BT=mask_BT, cache=cache)
+        return self.lm.head(self.hidden(ids_BT, mels_NMF, lens_N, mask_BT=mask_BT, cache=cache))
+
+    def hidden(
+        self, ids_BT: Int[Tensor, "B T"], mels_NMF: Float[Tensor, "N M F"] | None = None,
+        lens_N: Int[Tensor, " N"] | None = None, **given: Any,
+    ) -> Float[Tensor, "B T D"]:
+        """What the head sees; ``given`` as of `Decoder.hidden`."""
+        return self.lm.hidden(embeds_BTD=self.embed(ids_BT, mels_NMF, lens_N), **given)

@@ -108,7 +108,7 @@ def learn_to_talk(cfg: Config, model: Omni, talks: Conversations, origin: str, r
 
     def step(batch: TalkBatch, phase: str):
         """Words and sound count alike: by the token, the one digit that matters would drown among its fifteen codes."""
-        x_BTD = model.lm.hidden(embeds_BTD=model.embed(batch.ids_BT, batch.mels_NMF, batch.lens_N))
+        x_BTD = model.hidden(batch.ids_BT, batch.mels_NMF, batch.lens_N)
         sound_BT = (batch.ids_BT >= talks.marks.audio) | (batch.ids_BT == talks.marks.text_pad)
         masks = {"text_loss": batch.learn_BT & ~sound_BT, "speech_loss": batch.learn_BT & sound_BT}
         losses = {name: next_token_from_hidden(x_BTD, model.lm.head.weight, batch.ids_BT, mask)[0]

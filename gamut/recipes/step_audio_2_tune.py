@@ -2,6 +2,7 @@
 
     gamut run step_audio_2 --data FOLDER                                 # the shipped tiny model, by adapters
     gamut run step_audio_2 --data FOLDER --init DIR --size small         # DIR: Step-Audio-2-mini; one GPU
+    torchrun --nproc-per-node 8 -m gamut run step_audio_2 --data FOLDER --init DIR --size paper --accumulate 8  # whole
     gamut run step_audio_2_tune                                          # an example, made of real recordings
 
 FOLDER holds sound files with transcripts.csv (columns file, text), or conversations.jsonl: turns with sound in and out,
@@ -28,6 +29,7 @@ from gamut.io.env import shipped
 from gamut.io.files import atomic_write
 from gamut.io.folders import load_config
 from gamut.io.keys.step_audio_2 import config_from_official
+from gamut.io.learners import gathered
 from gamut.io.runs import Run
 from gamut.io.tuned import save_tuned
 from gamut.plan.omni import MINI, cost
@@ -104,29 +106,32 @@ def same_data(train: Own, held_out: Own, run: Run) -> None:
 def main(cfg: Config = TINY, run: Run | None = None) -> Result:
     init = found(cfg.init)
     pupil = exam.Pupil.load(init, half=bool(cfg.lora_rank))
-    model = pupil.model.to(dist.device())
+    model = pupil.model.to(dist.device()) if cfg.lora_rank else dist.shard(pupil.model, ["hidden"]).to(dist.device())
     if cfg.lr > MOST and sum(p.numel() for p in model.parameters()) > LARGE:
         warnings.warn(f"lr {cfg.lr:g} is for a tiny model; for one of this size --size small has 1e-4", stacklevel=1)
     train, held_out = data(cfg, run, pupil)
     if run is not None:
         same_data(train, held_out, run)
-    before, start = exam.answered(model, held_out), mean_loss(model, held_out)
+    with dist.gathered(model):
+        before, start = exam.answered(model, held_out), mean_loss(model, held_out)
     finetune(
         model, train, held_out, run, steps=cfg.steps, lr=cfg.lr, rank=cfg.lora_rank, accumulate=cfg.accumulate,
         every=cfg.every, seed=cfg.seed, checkpointing=cfg.checkpointing,
         score=partial(exam.examined, model, held_out, cfg.exam) if cfg.exam else None,
     )  # fmt: skip
-    after = exam.answered(model, held_out)
-    metrics = {"loss": mean_loss(model, held_out), "loss/before": start} | exam.scored(after)
+    with dist.gathered(model):
+        after, end = exam.answered(model, held_out), mean_loss(model, held_out)
+    metrics = {"loss": end, "loss/before": start} | exam.scored(after)
     metrics |= {f"{name}/before": value for name, value in exam.scored(before).items()}
     facts = [("conversations to learn from", len(train.talked)), ("positions of them", sum(train.lengths)),
              ("rows an epoch", train.batches), ("epochs", round(cfg.steps * cfg.accumulate / train.batches, 2)),
              ("conversations held out", 0 if held_out is train else len(held_out.talked))]  # fmt: skip
+    tensors = gathered(model.state_dict())
     if run is not None and dist.rank() == 0:
         taught = {one.system: {"aloud": one.aloud, "tools": bool(one.tools)} for one in train.talked if one.system}
         lines = "\n".join(f"- {name}: {value:.4g}" for name, value in metrics.items())
         card = CARD.format(cfg.init, cfg.data or "an example", cfg.lora_rank, cfg.steps, cfg.seed, lines)
-        save_tuned(run.path / "model", "Omni", asdict(model.config), model.state_dict(), init, taught, card)
+        save_tuned(run.path / "model", "Omni", asdict(model.config), tensors, init, taught, card)
     return Result(metrics, notes={"report": exam.report(facts, before, after)})
 
 

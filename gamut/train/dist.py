@@ -90,9 +90,34 @@ def shard(model: nn.Module, methods: Sequence[str] = ()) -> nn.Module:
         fully_shard(part, mesh=mesh, mp_policy=policy)
         part.set_gradient_divide_factor(1.0)  # type: ignore[attr-defined]  # sums: update() divides by the weights
         part.set_force_sum_reduction_for_comms(True)  # type: ignore[attr-defined]  # gloo knows no other
-    for name in methods:
+    for name in (*methods, "extra_repr"):
         register_fsdp_forward_method(model, name)
+    model.extra_repr()  # FSDP takes what is called first for the outermost module: this does nothing else
+    model.reshard()  # type: ignore[operator]
     return model
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Inside, every rank holds all weights of a sharded ``model``, so that anything of it may be called (to generate,
+    say), by all ranks or by one. Weights are not changed inside. Others stay as they are."""
+    if world() == 1:
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
+    try:
+        for part in parts:
+            part.unshard()
+            if part is not model:  # the outermost keeps its weights after a forward pass anyhow
+                part.set_reshard_after_forward(False, recurse=False)
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            if part is not model:
+                part.set_reshard_after_forward(True, recurse=False)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -12,6 +12,7 @@ from gamut.data.load import Batches
 from gamut.data.own import Talked, split
 from gamut.data.own_rows import Own, OwnBatch
 from gamut.io.folders import load_tensors
+from gamut.io.learners import fill
 from gamut.io.runs import Run
 from gamut.losses.from_hidden import next_token_from_hidden
 from gamut.models.adapters import load_lora, save_lora
@@ -23,14 +24,13 @@ from gamut.train.scope import recompute
 
 HELD = 16  # batches of what is held out that an evaluation takes, at most; ours
 BEST, ADAPTER = "best", "adapter"  # folders of a run
-Omni = Any  # gamut.models.omni.Omni: reading how to tune one takes its methods embed and lm.hidden alone
+Omni = Any  # gamut.models.omni.Omni: reading how to tune one takes its method hidden alone
 Score = Callable[[], Mapping[str, float]]
 
 
 def loss(model: Omni, batch: OwnBatch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Mean cross entropy of what the assistant wrote and said; ``targets`` in the stats counts its tokens."""
-    embeds_BTD = model.embed(batch.ids_BT, batch.mels_NMF, batch.lens_N)
-    x_BTD = model.lm.hidden(embeds_BTD=embeds_BTD, segments_BT=batch.segments_BT)
+    x_BTD = model.hidden(batch.ids_BT, batch.mels_NMF, batch.lens_N, segments_BT=batch.segments_BT)
     return next_token_from_hidden(x_BTD, model.lm.head.weight, batch.ids_BT, batch.learn_BT)
 
 
@@ -41,7 +41,8 @@ def finetune(
 ) -> Fit:
     """Next-token loss on what the assistant wrote and said; the encoder stays as it is, as in all stages of the paper.
 
-    The model ends with the weights that had the lowest loss on ``held_out`` (with a run; else with the last).
+    ``model`` may be sharded (`dist.shard`, method hidden). It ends with the weights that had the lowest loss on
+    ``held_out`` (with a run; else with the last).
 
     Args:
         rank: of LoRA adapters on the decoder's layers named by ``targets``; 0 trains adaptor and decoder whole. With a
@@ -65,10 +66,11 @@ def finetune(
 
     def evaluate(at: int) -> dict[str, float]:
         merge_lora(model)
-        found = {"loss": mean_loss(model, held_out)} if held_out else {}
-        found |= score() if score else {}
+        with dist.gathered(model):
+            found = {"loss": mean_loss(model, held_out)} if held_out else {}
+            found |= score() if score else {}
         unmerge_lora(model)
-        if held_out and run is not None and not dist.rank() and found["loss"] < _lowest(run, stage, at):
+        if held_out and run is not None and dist.gather(found["loss"] < _lowest(run, stage, at))[0]:
             _keep(model, run.path / BEST, rank)
         return found
 
@@ -112,17 +114,19 @@ def _lowest(run: Run, stage: str, before: int) -> float:
 
 
 def _keep(model: Omni, path: Path, rank: int) -> None:
-    if rank:
-        save_lora(model, path)
-    else:
+    if not rank:
         model.save_pretrained(path)
+    elif not dist.rank():
+        save_lora(model, path)
 
 
 def _put_back(model: Omni, path: Path, rank: int) -> None:
     if rank:
         load_lora(model, path)
     else:
-        model.load_state_dict(load_tensors(path))
+        tensors = load_tensors(path)
+        for name, target in model.state_dict().items():
+            fill(target, tensors[name])
 
 
 def own_data(
