@@ -2,12 +2,15 @@
 
 import json
 import random
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from speeches import codec as small_codec
 
 from gamut.codecs.chat import EOT, TTS_START
+from gamut.codecs.prompts import TRANSCRIBE
 from gamut.codecs.toolcall import parse_tool_calls
 from gamut.data.conversations import Conversations, vocabulary
 from gamut.data.orders import Orders, menu
@@ -15,11 +18,13 @@ from gamut.data.scripts import (
     AGAIN,
     BEFORE,
     FIRST,
+    LEARNED,
     SCRIPTS,
     VOICES,
     World,
     choose_tool,
     date_turn,
+    dictation,
     memory,
     mix,
     only,
@@ -59,7 +64,7 @@ def talks() -> Conversations:
 
 
 def test_every_script_makes_rows_whose_own_part_holds_the_answer(talks):
-    for script in SCRIPTS:
+    for script in LEARNED:
         for seed in range(5):
             rng = random.Random(seed)
             dialogue = script.make(talks.world, rng)
@@ -71,6 +76,31 @@ def test_every_script_makes_rows_whose_own_part_holds_the_answer(talks):
                 spoken = talks.words.encode(turn.answer)
                 assert turn.answer in text or all(i in own for i in spoken), (script.name, text)
             assert own.count(talks.words.id(EOT)) == sum(1 + bool(turn.calls) for turn in dialogue.turns)
+
+
+def test_numbers_to_learn_from_are_longer_and_say_digits_twice(talks):
+    """What is asked in an examination is drawn evenly; what is learned from, where counting is hard."""
+    def heard(world: World) -> list[str]:
+        return [mix(transcribe=1)[0].make(world, random.Random(seed)).turns[0].answer for seed in range(300)]
+
+    for world, longest, twice in ((talks.world, 8, 0.325), (replace(talks.world, vary=False), 6, 0.1)):
+        answers = heard(world)
+        pairs = [a == b for answer in answers for a, b in pairwise(answer)]
+        assert max(map(len, answers)) == longest
+        assert sum(pairs) / len(pairs) == pytest.approx(twice, abs=0.035)  # 0.25 + 0.75 / 10, and 1 / 10
+
+
+def test_dictation_is_of_orders_whose_words_are_known(talks):
+    turn = dictation(talks.world, random.Random(0)).turns[0]
+    assert turn.kind == "transcribe" and turn.answer.isdigit()  # nobody wrote these orders down
+    some = coffee(4)
+    written = Orders([*some.clips, replace(some.clips[0], text="a latte with soy milk")])
+    world = replace(talks.world, orders=written)
+    dialogue = dictation(world, random.Random(0))
+    assert [turn.answer for turn in dialogue.turns] == ["a latte with soy milk"] and dialogue.system == TRANSCRIBE
+    assert [script.name for script in LEARNED if script not in SCRIPTS] == ["dictation"]
+    words = vocabulary(9, [], written)
+    assert len(words.encode("a latte with soy milk")) == 5
 
 
 def test_who_speaks_is_one_person(talks):

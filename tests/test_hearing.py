@@ -1,5 +1,6 @@
 """What an encoder learns to hear from: labels where the sounds are, orders by people and by a machine."""
 
+import math
 import random
 import warnings
 from dataclasses import replace
@@ -9,14 +10,14 @@ import torch
 from test_spoken import clips
 
 from gamut.data.disguise import disguised, warped
-from gamut.data.hearing import digit_frames, order_slots, values
+from gamut.data.hearing import digit_frames, lexicon, order_slots, values
 from gamut.data.machine import helped, others, worded
 from gamut.data.orders import Orders
 from gamut.data.sources import Clip
 from gamut.data.spoken import Digits
 from gamut.io.runs import Run
 from gamut.models.audio_encoder import AudioEncoder, AudioEncoderConfig
-from gamut.train.hearing import Slots, learn_to_hear
+from gamut.train.hearing import Slots, learn_to_hear, spelled
 
 SLOTS = [{"coffeeDrink": "latte", "size": "small"}, {"coffeeDrink": "mocha"}]
 
@@ -64,10 +65,35 @@ def test_a_disguise_by_hand():
 def test_slots_by_hand():
     named = values(orders())
     assert named == {"coffeeDrink": ["latte", "mocha"], "size": ["small"]}
-    found = order_slots(orders(), named, 8, 0, 0).slots.tolist()
+    found = order_slots(orders(), named, {}, 8, 0, 0).slots.tolist()
     assert {tuple(row) for row in found} == {(1, 1), (2, 0)}
     strange = Orders([Clip(torch.randn(8000), 16000, "", labels={"slots": {"coffeeDrink": "tea"}})])
-    assert order_slots(strange, named, 1, 0, 0).slots.tolist() == [[-100, 0]]
+    assert order_slots(strange, named, {}, 1, 0, 0).slots.tolist() == [[-100, 0]]
+
+
+def test_words_are_those_that_are_written_down():
+    """A recording of an order says nothing of its words; a digit is itself one."""
+    some = orders()
+    written = Orders([*some.clips, replace(some.clips[0], text="a small latte")])
+    places = lexicon(written)
+    assert places["zero"] == 1 and places["nine"] == 10 and len(lexicon(None)) == 10
+    assert [places[word] for word in ("a", "latte", "small")] == [11, 12, 13]
+    rows = order_slots(written, values(written), places, 40, 0, 0).words.tolist()
+    assert {tuple(row) for row in rows} == {(0, 0, 0), (11, 13, 12)}
+    assert order_slots(some, values(some), places, 4, 0, 0).words.shape == (4, 0)
+    batch = digit_frames(Digits(clips()), None, 4, 0, 0)
+    for said, frames in zip(batch.words, batch.digits, strict=True):
+        assert set((said - 1).tolist()) == set(frames[(frames >= 0) & (frames < 10)].tolist())
+
+
+def test_words_in_their_order_by_hand():
+    """Three steps, one word: of the 27 paths, 6 spell it. Clips without words count for nothing."""
+    even = torch.zeros(2, 3, 3)
+    loss = spelled(even, torch.tensor([3, 3]), torch.tensor([[1], [0]]))
+    assert loss.item() == pytest.approx(-math.log(6 / 27), rel=1e-5)
+    assert spelled(even, torch.tensor([3, 3]), torch.zeros(2, 1, dtype=torch.long)).item() == 0
+    twice = spelled(even[:1], torch.tensor([3]), torch.tensor([[2, 2]]))  # the one path: the word, nothing, the word
+    assert twice.item() == pytest.approx(-math.log(1 / 27) / 2, rel=1e-5)
 
 
 def test_orders_of_like_length_share_a_batch():
@@ -75,7 +101,7 @@ def test_orders_of_like_length_share_a_batch():
                    for i in range(40)])  # fmt: skip
     spread = []
     for index in range(8):
-        lens = order_slots(many, values(many), 8, index, 0).lens
+        lens = order_slots(many, values(many), {}, 8, index, 0).lens
         spread.append(int(lens.max() - lens.min()))
     assert sum(spread) / 8 < 0.5 * 200  # lengths differ by 195 frames in all, and by up to 12 % in speed
 
@@ -107,6 +133,7 @@ def test_a_machine_says_what_the_slots_hold(tmp_path, monkeypatch):
     if warned:
         pytest.skip(str(warned[0].message))
     made = more.clips[8:]
+    assert len(helped(orders(), 15).clips) == 4 * 4 + 15  # as many recordings as a machine's, about
     assert len(made) == 3 and all(clip.rate == 16000 and len(clip.wav) > 8000 for clip in made)
     assert all(clip.labels["slots"]["coffeeDrink"] in ("latte", "mocha") for clip in made)
     assert torch.equal(helped(orders(), 3).clips[9].wav, made[1].wav)  # kept, since it is never said twice alike

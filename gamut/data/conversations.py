@@ -35,6 +35,7 @@ def vocabulary(codes: int, tools: Sequence[Mapping], orders: Orders | None = Non
     texts += [write_tool_call("audio_search", {"query": words}) for pair in scripts.VOICES.values() for words in pair]
     texts += [write_tool_call("date_and_time", {}), "UTC (UTC+00:00)"]
     texts += [write_tool_call("order", slots) for slots in (orders.slots if orders else ())]
+    texts += [orders.clips[i].text for i in (orders.written if orders else ())]
     return tokenizer(codes, tools, texts, size)
 
 

@@ -25,15 +25,16 @@ SPEAKERS = (*(f"m{i}" for i in range(1, 8)), *(f"f{i}" for i in range(1, 6)))
 Line = tuple[str, dict[str, Any]]  # words, and the labels of the clip
 
 
-def helped(orders: Orders, count: int = 900) -> Orders:
-    """Every recording twice, among ``count`` orders spoken by a machine."""
+def helped(orders: Orders, count: int = 2000) -> Orders:
+    """``count`` orders spoken by a machine, and about as often a recording: each as many times, at least twice."""
     rng, drinks = random.Random("orders by machine"), sorted({order[SLOTS[0]] for order in orders.slots})
     lines: list[Line] = []
     for _ in range(count):
         taken = {name: rng.choice(orders.slots).get(name, "") for name in SLOTS[1:]}
         order = {SLOTS[0]: rng.choice(drinks)} | {name: value for name, value in taken.items() if value}
         lines.append((worded(order, rng), {"slots": order}))
-    return Orders([*orders.clips, *orders.clips, *spoken("orders", lines, orders.rate)])
+    said = spoken("orders", lines, orders.rate)
+    return Orders([*orders.clips * max(2, round(len(said) / len(orders))), *said])
 
 
 def others(each: int = 180) -> Digits | None:

@@ -27,6 +27,7 @@ class Orders:
         self.clips = list(clips)
         self.rate = self.clips[0].rate
         self.slots = [slots(clip) for clip in self.clips]
+        self.written = [i for i, clip in enumerate(self.clips) if clip.text]  # those whose words are known
 
     def __len__(self) -> int:
         return len(self.clips)

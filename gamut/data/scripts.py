@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gamut.codecs.prompts import READ_ALOUD
+from gamut.codecs.prompts import READ_ALOUD, TRANSCRIBE
 from gamut.data.dialogues import Dialogue, Turn
 from gamut.data.orders import Orders
 from gamut.data.spoken import Digits, noisy
@@ -39,6 +39,7 @@ DAY, CLOCK, DATE = "What day is it?", "What time is it?", "Say the day of the mo
 FIRST, BEFORE, AGAIN = "What did I say first?", "What did I say before this?", "Say your last answer again."
 IN_VOICE, READ_IN_VOICE = "Repeat these numbers in the voice of {}.", "Read {} in the voice of {}."
 COUNT_ON = "Count on: {}"
+TWICE = 0.25  # of the digits to learn from are the one before. Ours
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 WORDS = (ASSIST, ASSIST_ALOUD, CONVERSE, CONVERSE_ALOUD, WHO, *PLAIN, *TIMES, DAY, CLOCK, DATE, FIRST, BEFORE, AGAIN,
          IN_VOICE, READ_IN_VOICE, COUNT_ON, *WEEKDAYS)  # fmt: skip
@@ -59,8 +60,13 @@ class World:
     vary: bool = True
 
     def heard(self, count: int, rng: random.Random, speaker: str = "") -> tuple[tuple[int, ...], dict[str, Any]]:
-        """So many digits, and the fields of a turn in which they are heard."""
-        said = self.digits.say([rng.randrange(10) for _ in range(count)], rng, vary=self.vary, speaker=speaker)
+        """So many digits, and the fields of a turn in which they are heard. To learn from, one in four is the same as
+        the one before it: what is hardest to count."""
+        digits: list[int] = []
+        for _ in range(count):
+            again = digits and self.vary and rng.random() < TWICE
+            digits.append(digits[-1] if again else rng.randrange(10))
+        said = self.digits.say(digits, rng, vary=self.vary, speaker=speaker)
         return said.digits, {"wav": self.noise(said.wav, rng)}
 
 
@@ -85,12 +91,24 @@ def _arithmetic(task: Task, aloud: float = 0.5, think: float = 0.15) -> Make:
     """One of the tasks on spoken numbers; ``aloud`` and ``think`` are shares."""
 
     def make(world: World, rng: random.Random) -> Dialogue:
-        digits, sound = world.heard(rng.choice(task.counts), rng)
+        digits, sound = world.heard(rng.choice(task.learn if world.vary and task.learn else task.counts), rng)
         thought = " and ".join(map(str, digits)) if rng.random() < think else ""
         turn = Turn(task.answer(digits), aloud=rng.random() < aloud, thought=thought, kind=task.name, **sound)
         return Dialogue(task.name, task.prompt, [turn])
 
     return make
+
+
+def dictation(world: World, rng: random.Random) -> Dialogue:
+    """What somebody orders, word by word, of the orders whose words are known; digits where none are."""
+    known = world.orders.written if world.orders else ()
+    if not known:
+        return _arithmetic(TASKS[0], 0.0, 0.0)(world, rng)
+    assert world.orders is not None
+    which = rng.choice(known)
+    wav = world.noise(world.orders.say(which, rng if world.vary else None), rng)
+    turn = Turn(world.orders.clips[which].text, wav=wav, rate=world.orders.rate, kind="dictation")
+    return Dialogue("dictation", TRANSCRIBE, [turn])
 
 
 def written(world: World, rng: random.Random) -> Dialogue:
@@ -220,10 +238,12 @@ SCRIPTS = (
     *(Script(task.name, task.weight, _arithmetic(task, 0.0 if task == TASKS[0] else 0.5, 0.15 * (task != TASKS[0])))
       for task in TASKS),
     Script("read", 0.1, read_aloud), Script("written", 0.16, written), Script("count on", 0.04, count_on),
-    Script("who", 0.1, who_speaks), Script("calculator", 0.08, only("calculator")), Script("date", 0.1, only("date")),
-    Script("audio search", 0.3, only("audio search")), Script("order", 0.3, only("order")),
+    Script("who", 0.1, who_speaks), Script("calculator", 0.08, only("calculator")), Script("date", 0.07, only("date")),
+    Script("audio search", 0.25, only("audio search")), Script("order", 0.4, only("order")),
     Script("choice", 0.3, choose_tool), Script("memory", 0.2, memory),
 )  # fmt: skip
+
+LEARNED = (*SCRIPTS, Script("dictation", 0.15, dictation))  # the last is never asked in an examination
 
 
 def mix(**weights: float) -> tuple[Script, ...]:
@@ -232,7 +252,7 @@ def mix(**weights: float) -> tuple[Script, ...]:
     Raises:
         ValueError: a name that is none of the scripts.
     """
-    by_name = {script.name.replace(" ", "_"): script for script in SCRIPTS}
+    by_name = {script.name.replace(" ", "_"): script for script in LEARNED}
     if unknown := sorted(set(weights) - set(by_name)):
         raise ValueError(f"no script is called {unknown[0]!r}; there are {', '.join(by_name)}")
     return tuple(replace(by_name[name], weight=weight) for name, weight in weights.items())

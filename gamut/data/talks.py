@@ -26,6 +26,7 @@ class Task:
     counts: tuple[int, ...]  # how many digits the question may hold
     answer: Callable[[Sequence[int]], str]
     weight: float  # how often it leads a batch
+    learn: tuple[int, ...] = ()  # how many digits to learn from, where that is more
 
 
 def _row(digits: Sequence[int]) -> str:
@@ -33,7 +34,7 @@ def _row(digits: Sequence[int]) -> str:
 
 
 TASKS = (
-    Task("transcribe", TRANSCRIBE, (1, 2, 3, 4, 5, 6), _row, 0.3),
+    Task("transcribe", TRANSCRIBE, (1, 2, 3, 4, 5, 6), _row, 0.35, (1, 2, 3, 4, 5, 5, 6, 6, 7, 8)),
     Task("sum", "Say the sum of the two numbers.", (2,), lambda d: str(d[0] + d[1]), 0.35),
     Task("difference", "Say how far apart the two numbers are.", (2,), lambda d: str(abs(d[0] - d[1])), 0.3),
     Task("maximum", "Say the larger of the two numbers.", (2,), lambda d: str(max(d)), 0.12),

@@ -26,7 +26,7 @@ from gamut.data.conversations import Conversations, vocabulary
 from gamut.data.load import Batches
 from gamut.data.machine import helped, others
 from gamut.data.orders import FOLDS, Orders
-from gamut.data.scripts import SCRIPTS, Script, mix
+from gamut.data.scripts import LEARNED, Script, mix
 from gamut.data.spoken import Digits
 from gamut.data.talks import TalkBatch
 from gamut.evals.cast import Cast, Speaker
@@ -62,7 +62,7 @@ class Config:
     hear_steps: int = 6000  # ours; updates of the encoder, where the paper takes a trained one
     align_steps: int = 100  # paper 12000 (§4.1); updates of the adaptor alone
     main_steps: int = 2000  # not found in the paper (800B tokens); ours
-    sft_steps: int = 6500  # not found in the paper (4B tokens, one epoch); ours
+    sft_steps: int = 8000  # not found in the paper (4B tokens, one epoch); ours
     batch: int = 16  # ours; conversations per update
     lr: float = 1e-3  # paper 2e-5 (§4.3); peak of the main stage, the others in proportion
     init: str = ""  # ours; folder of a model to start from, whose sizes then count; stages of 0 steps are left out
@@ -77,7 +77,7 @@ TINY = Config()
 PAPER = replace(TINY, width=3584, layers=28, heads=28, kv_heads=4, ffn=18944, encoder=(1280, 32, 20),
                 adapter=2048, align_steps=12000, lr=2e-5)  # fmt: skip
 PAPER_VOCAB = 158720
-MAIN = mix(transcribe=0.4, read=0.25, written=0.2, count_on=0.05, who=0.1)  # ours
+MAIN = mix(transcribe=0.35, dictation=0.15, read=0.2, written=0.15, count_on=0.05, who=0.1)  # ours
 HEARD = mix(transcribe=1, sum=1, difference=1, maximum=1, reverse=1, calculator=1, memory=1)  # asked by a stranger
 PARTS = {"hear": 1.5, "align": 2.0, "main": 1.0, "sft": 1.0}  # of lr; paper (§4): align 5, main 1, sft 0.5
 WEIGHTS = "weights/step_audio_2"
@@ -130,7 +130,7 @@ def learn_to_talk(cfg: Config, model: Omni, talks: Conversations, origin: str, r
     if run is not None:
         model.save_pretrained(run.path / "base", card=BASE.format(origin), files=talks.words.files())
     if steps := cfg.sft_steps:
-        stage("sft", steps, SCRIPTS, ("encoder",), warmup=steps // 20, **usual)
+        stage("sft", steps, LEARNED, ("encoder",), warmup=steps // 20, **usual)
 
 
 def main(cfg: Config = TINY, run: Run | None = None) -> Result:
@@ -194,7 +194,7 @@ def plan(cfg: Config) -> dict[str, int | float]:
     """Parameters, memory and FLOPs, without building anything."""
     if cfg.init:
         return cost(load_config(shipped(cfg.init))["config"])
-    return cost(asdict(model_config(cfg, PAPER_VOCAB if cfg.width == PAPER.width else 1521)))
+    return cost(asdict(model_config(cfg, PAPER_VOCAB if cfg.width == PAPER.width else 1572)))
 
 
 CLAIMS = [

@@ -1,7 +1,7 @@
 """An encoder that learns to hear before a language model listens to it. Stands where the paper takes Qwen2-Audio's
 (arXiv 2507.16632 App. B), which has heard everything; ours, for a small one that has heard nothing.
 
-D width · S slots of an order · T steps of the encoder
+C words of the lexicon · D width · S slots of an order · T steps of the encoder · W words of a clip
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gamut.data.hearing import Frames, Ordered, digit_frames, order_slots, values
+from gamut.data.hearing import Frames, Ordered, digit_frames, lexicon, order_slots, values
 from gamut.data.load import Batches
 from gamut.data.orders import Orders
 from gamut.data.spoken import Digits
@@ -19,6 +19,8 @@ from gamut.io.runs import Run
 from gamut.models.audio_encoder import AudioEncoder
 from gamut.train.loop import fit
 from gamut.train.optim import Optim
+
+WORDS = 0.3  # weight of the words in their order. Ours
 
 
 class Slots(nn.Module):
@@ -41,31 +43,49 @@ def learn_to_hear(
     lr: float, batch: int = 16, seed: int = 0,
 ) -> None:
     """Which digit is said and who says it, step by step, of ``others`` the digit alone; every other update, what is
-    ordered, from the clip as a whole."""
+    ordered, from the clip as a whole. And the words in their order, which a look at each step cannot count: the same
+    digit twice."""
     (width, there), named = (encoder.config.width, encoder.positions.device), values(orders) if orders else {}
     torch.manual_seed(seed)
-    heads = nn.ModuleDict({"digit": nn.Linear(width, 11), "speaker": nn.Linear(width, len(digits.names) + 1)}).to(there)
+    places = lexicon(orders)
+    sizes = {"digit": 11, "speaker": len(digits.names) + 1, "word": len(places) + 1}
+    heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()}).to(there)
     slots = Slots(width, [len(each) + 1 for each in named.values()]).to(there)
 
     def step(given: Frames | Ordered, phase: str):
         x_NTD, lens_N = encoder(given.mels, given.lens)
-        seconds = {"audio_s": float(given.lens.sum()) / 100}
+        words = spelled(heads["word"](x_NTD), lens_N, given.words)
+        stats = {"audio_s": float(given.lens.sum()) / 100, "word_loss": words.detach()}
         if isinstance(given, Frames):
             digit, speaker = heads["digit"](x_NTD), heads["speaker"](x_NTD)
             right = (digit.argmax(-1) == given.digits)[given.digits >= 0].float().mean()
-            loss = _missed(digit, given.digits) + 0.5 * _missed(speaker, given.speakers)
-            return loss, {"accuracy": right, **seconds}
+            loss = _missed(digit, given.digits) + 0.5 * _missed(speaker, given.speakers) + WORDS * words
+            return loss, {"accuracy": right, **stats}
         losses = [_missed(logits, given.slots[:, i]) for i, logits in enumerate(slots(x_NTD, lens_N))]
-        return 0.5 * torch.stack(losses).sum(), {"order_loss": torch.stack(losses).mean().detach(), **seconds}
+        order = torch.stack(losses)
+        return 0.5 * order.sum() + WORDS * words, {"order_loss": order.mean().detach(), **stats}
 
     def make(index: int) -> Frames | Ordered:
         if orders and index % 2:
-            return order_slots(orders, named, batch, index // 2, seed)
+            return order_slots(orders, named, places, batch, index // 2, seed)
         return digit_frames(digits, others, batch, index, seed)
 
     fit(step, nn.ModuleDict({"encoder": encoder, "heads": heads, "slots": slots}), Batches(make), steps=steps,
         optim=Optim(lr, warmup=steps // 8, weight_decay=0.02, betas=(0.9, 0.98)), run=run, stage="hear", seed=seed,
         save_every=250)  # fmt: skip
+
+
+def spelled(
+    logits_NTC: Float[Tensor, "N T C"], lens_N: Int[Tensor, " N"], words_NW: Int[Tensor, "N W"]
+) -> Float[Tensor, ""]:
+    """CTC (Graves et al. 2006) a word, over the clips whose words are known; 0 if none is."""
+    counts_N = (words_NW > 0).sum(1)
+    if not (known_N := counts_N > 0).any():
+        return logits_NTC.new_zeros(())
+    chances_TNC = logits_NTC[known_N].float().log_softmax(-1).transpose(0, 1)
+    each = F.ctc_loss(chances_TNC, words_NW[known_N], lens_N[known_N], counts_N[known_N], reduction="sum",
+                      zero_infinity=True)  # fmt: skip
+    return each / counts_N.sum()
 
 
 def _missed(logits: Float[Tensor, "*N C"], labels: Int[Tensor, "*N"]) -> Float[Tensor, ""]:
