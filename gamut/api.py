@@ -3,7 +3,6 @@
 import difflib
 import importlib
 import importlib.util
-import json
 import sys
 import time
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gamut.evals.claims import Claim, Result, check
-from gamut.io.env import ROOT
+from gamut.io.env import ROOT, model_folder
 from gamut.io.runs import Run
 from gamut.io.source import Recipe, read, tuned
 from gamut.papers import RECIPES
@@ -146,7 +145,7 @@ def run(
     """
     if resume is not None:
         folder = Run.open(resume)
-        source, config = reopen(folder, overrides, recipe)
+        source, config = reopen(folder, overrides, tuned(recipe) if recipe and "data" in overrides else recipe)
     elif recipe is None:
         raise ValueError("name a recipe, or a run to resume. See: gamut list")
     else:
@@ -181,17 +180,35 @@ def execute(recipe: Recipe, config: Any, run: Run) -> Result:
 
 
 def maker(folder: Path) -> Recipe:
-    """The recipe that a run folder or a checkpoint belongs to.
+    """The recipe that measures a run folder, or a checkpoint that was taught what it asks.
+
+    A checkpoint names no file to be run, whatever its config.json says; a run may name a recipe of the user's own, but
+    not one that came inside of it.
 
     Raises:
-        ValueError: if the folder does not say.
+        ValueError: if the folder does not say, or is a model that the recipe's examination is not for.
     """
-    for described in (folder / "config.json", folder / "model" / "config.json"):
-        if described.exists():
-            config = json.loads(described.read_text())
-            if name := config.get("recipe") or SPEAKERS.get(config.get("class", config.get("model_type"))):
-                return read(name)
-    raise ValueError(f"'{folder}' is neither a run of a recipe nor a model of one; give a folder of runs/ or weights/")
+    from gamut.io.folders import load_config
+    from gamut.io.tuned import TAUGHT
+
+    if (folder / "env.json").exists():
+        recipe = asked(Run.open(folder))[0]
+        if recipe.path.is_relative_to(folder.resolve()):
+            raise ValueError(f"'{folder}' brings its own recipe, {recipe.path.name}, which may do anything; read it, "
+                             f"and put it elsewhere if it is to be run")
+        return recipe
+    if (folder.resolve().parent / "env.json").exists():
+        raise ValueError(f"'{folder}' is the model of a run, which knows what it was asked; give that: "
+                         f"gamut eval {folder.parent}")
+    config = load_config(folder)
+    name = SPEAKERS.get(config.get("class", config.get("model_type")))
+    if name is None:
+        raise ValueError(f"'{folder}' is neither a run of a recipe nor a model of one; give a folder of runs/ or "
+                         f"weights/")
+    if not (folder / TAUGHT).exists():
+        raise ValueError(f"'{folder}' was not taught what {name} asks in its examination; ask it with gamut chat, or "
+                         f"measure it on what you hold out: gamut run {name} --init {folder} --data FOLDER")
+    return read(name)
 
 
 def load(name: str | Path, size: str = "tiny", *, dtype: Any = ...) -> Any:
@@ -203,16 +220,13 @@ def load(name: str | Path, size: str = "tiny", *, dtype: Any = ...) -> Any:
         ValueError: if there is no such folder and no such shipped recipe, or nothing of that size is shipped.
     """
     from gamut.io.convert import family
+    from gamut.io.folders import load_config
 
-    folder = Path(name)
-    if not folder.is_dir():
-        folder = shipped(str(name), size)
-    if (folder / "model" / "config.json").exists():  # a run folder
-        folder = folder / "model"
+    folder = model_folder(name if Path(name).is_dir() else shipped(str(name), size))
     described = folder / "config.json"
     if not described.exists():
         raise ValueError(f"'{folder}' holds no config.json, so it is not a checkpoint; there is: {_children(folder)}")
-    config = json.loads(described.read_text())
+    config = load_config(folder)
     kind = _class(config.get("class") or family(config, folder)[0])
     return kind.from_pretrained(folder) if dtype is ... else kind.from_pretrained(folder, dtype)
 

@@ -92,7 +92,7 @@ def test_help_of_a_run_shows_the_values_of_the_size_that_was_named(call):
         (["run", "step_audio_2", "--data"], "--data needs a value behind it"),
         (["run", "--size", "--resume"], "--resume needs a value behind it"),
         (["run", "--resume", "runs/x"], "no run folder 'runs/x'; there is: none beside it"),
-        (["eval", "nowhere"], "'nowhere' is neither a run of a recipe nor a model of one"),
+        (["eval", "nowhere"], "checkpoint folder 'nowhere' not found"),
         (["chat", "q.wav", "--model", "nowhere"], "'nowhere"),
         (["plan", "nothing"], "unknown topic 'nothing'"),
     ],

@@ -22,6 +22,12 @@ def shipped(folder: str) -> Path:
     return Path(folder) if Path(folder).exists() else ROOT / folder
 
 
+def model_folder(folder: str | Path) -> Path:
+    """The folder of a model: as given, as it lies in the checkout, or inside a run."""
+    path = shipped(str(folder))
+    return path / "model" if (path / "model" / "config.json").exists() else path
+
+
 def version(package: str) -> str:
     """Installed version of a distribution, or ``not installed``."""
     try:

@@ -44,6 +44,8 @@ class Run:
         """
         if not re.fullmatch(r"[\w][\w.+-]*", name):
             raise ValueError(f"a run name has only letters, digits and . _ + -, got {name!r}; choose one with --name")
+        if not Path(root).is_dir() and any(part.is_file() for part in (Path(root), *Path(root).parents)):
+            raise ValueError(f"'{root}' is to be a folder of runs, but a file is in the way; choose another with --out")
         Path(root).mkdir(parents=True, exist_ok=True)
         for number in range(1, 10_000):
             path = Path(root) / (name if number == 1 else f"{name}-{number}")

@@ -33,9 +33,9 @@ from gamut.evals.cast import Cast, Speaker
 from gamut.evals.claims import Claim, Result
 from gamut.evals.conversations import examine
 from gamut.evals.talk_report import MEASURED, provenance, samples
-from gamut.io.env import shipped
+from gamut.io.env import model_folder, shipped
 from gamut.io.files import atomic_write
-from gamut.io.folders import load_config
+from gamut.io.keys.step_audio_2 import described
 from gamut.io.runs import Run
 from gamut.losses.from_hidden import next_token_from_hidden
 from gamut.models.audio_encoder import AudioEncoderConfig
@@ -97,7 +97,8 @@ def build(cfg: Config, codes: int, tools: Sequence[Mapping], orders: Orders | No
     """The model and its words: of ``cfg.init``, or new."""
     torch.manual_seed(cfg.seed)
     if cfg.init:
-        return gamut.load(shipped(cfg.init)).to(dist.device()), Tokenizer.from_pretrained(shipped(cfg.init))
+        init = model_folder(cfg.init)
+        return gamut.load(init).to(dist.device()), Tokenizer.from_pretrained(init)
     words = vocabulary(codes, tools, orders)
     marks = {f"audio_{name}_id": words.id(f"<audio_{name}>") for name in ("start", "end", "patch")}
     return Omni(model_config(cfg, words.vocab, **marks)).to(dist.device()), words
@@ -193,7 +194,7 @@ by `gamut run step_audio_2` on: {} ({}), and on digits and orders spoken by espe
 def plan(cfg: Config) -> dict[str, int | float]:
     """Parameters, memory and FLOPs, without building anything."""
     if cfg.init:
-        return cost(load_config(shipped(cfg.init))["config"])
+        return cost(described(model_folder(cfg.init)))
     return cost(asdict(model_config(cfg, PAPER_VOCAB if cfg.width == PAPER.width else 1572)))
 
 

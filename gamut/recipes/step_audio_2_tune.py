@@ -25,10 +25,9 @@ from gamut.data.own_example import example
 from gamut.data.own_rows import Own
 from gamut.evals import own as exam
 from gamut.evals.claims import Claim, Result
-from gamut.io.env import shipped
+from gamut.io.env import model_folder
 from gamut.io.files import atomic_write
-from gamut.io.folders import load_config
-from gamut.io.keys.step_audio_2 import config_from_official
+from gamut.io.keys.step_audio_2 import described
 from gamut.io.learners import gathered
 from gamut.io.runs import Run
 from gamut.io.tuned import save_tuned
@@ -64,10 +63,17 @@ PAPER = replace(SMALL, lora_rank=0, tokens=16384, lr=1e-5)
 LARGE, MOST = 10**9, 3e-4  # parameters from which a peak learning rate above this is pointed out
 
 
-def found(folder: str) -> Path:
-    """A model's folder: as given, as it lies in the repository, or inside a run."""
-    path = shipped(folder)
-    return path / "model" if (path / "model" / "config.json").exists() else path
+def checked(cfg: Config) -> None:
+    """Raises ValueError for what no run can be made of, before anything is loaded."""
+    wrong = {
+        "steps must be 1 or more": cfg.steps < 1, "lora_rank must be 0 (the whole model) or more": cfg.lora_rank < 0,
+        "exam must be 0 (the loss alone) or more": cfg.exam < 0, "every must be 0 or more": cfg.every < 0,
+        "share must be at least 0 and below 1": not 0 <= cfg.share < 1,
+        f"accumulate must be a multiple of the {dist.world()} processes": cfg.accumulate % dist.world() != 0,
+    }  # fmt: skip
+    for text, holds in wrong.items():
+        if holds:
+            raise ValueError(f"{text}; got {text.split()[0]}={getattr(cfg, text.split()[0])}")
 
 
 def data(cfg: Config, run: Run | None, speaker: exam.Pupil) -> tuple[Own, Own]:
@@ -104,7 +110,9 @@ def same_data(train: Own, held_out: Own, run: Run) -> None:
 
 
 def main(cfg: Config = TINY, run: Run | None = None) -> Result:
-    init = found(cfg.init)
+    dist.start()
+    checked(cfg)
+    init = model_folder(cfg.init)
     pupil = exam.Pupil.load(init, half=bool(cfg.lora_rank))
     model = pupil.model.to(dist.device()) if cfg.lora_rank else dist.shard(pupil.model, ["hidden"]).to(dist.device())
     if cfg.lr > MOST and sum(p.numel() for p in model.parameters()) > LARGE:
@@ -157,12 +165,9 @@ Began as `{}`, learned from `{}`: adapters of rank {} (0: whole), {} updates, se
 
 def plan(cfg: Config) -> dict[str, int | float]:
     """Parameters, bytes and FLOPs of the model at ``cfg.init``, of Step-Audio 2 mini where there is none."""
-    init = found(cfg.init)
-    if not (init / "config.json").exists():
-        return cost(MINI, cfg.tokens, cfg.lora_rank or 16)
-    stored = load_config(init)
-    config = stored["config"] if "gamut" in stored else config_from_official(stored)
-    return cost(config, cfg.tokens, cfg.lora_rank or 16)
+    init = model_folder(cfg.init)
+    known = cfg.init == SMALL.init and not init.exists()
+    return cost(MINI if known else described(init), cfg.tokens, cfg.lora_rank or 16)
 
 
 CLAIMS = [

@@ -24,11 +24,12 @@ from gamut.io.learners import whole
 BUCKET = 1 << 23  # elements that are added up in one message
 
 
-def start(timeout: float = 600.0) -> None:
+def start(timeout: float = 1800.0) -> None:
     """Join the other processes if torchrun started this one; once is enough, more does no harm.
 
     Args:
-        timeout: seconds after which a rank that waits for the others gives up.
+        timeout: seconds after which a rank that waits for the others gives up: one of them writes all checkpoints, of a
+            large model 100 GB. A rank that died is noticed at once.
     """
     if td.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
@@ -191,7 +192,7 @@ def peers() -> Iterator[None]:
         if world() > 1 and (isinstance(error, td.DistError) or any(sign in str(error) for sign in signs)):
             raise ConnectionError(
                 f"rank {rank()} of {world()} lost the others: one of them died or did not answer in time; "
-                f"see its own message, then start the same torchrun command again with --resume"
+                f"see its own message, then start the same torchrun command again with --resume RUNFOLDER"
             ) from error
         raise
 

@@ -6,9 +6,11 @@ step_audio_2_lm, whisper_encoder, qwen2_audio_encoder.
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
+from gamut.io.folders import load_config
 from gamut.io.keys import qwen
 
 FAMILIES = ("step_audio_2",)
@@ -129,6 +131,19 @@ def _back(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[str, 
     if strange := [name for name in tensors if _rename(name, reverse) is None]:
         raise ValueError(f"{strange[:8]} have no official name; allowed: those of io/keys/step_audio_2.py")
     return official
+
+
+def described(folder: str | Path) -> Mapping:
+    """Fields of ``OmniConfig`` as config.json of a folder has them, ours or released.
+
+    Raises:
+        ValueError: as `load_config`; or it is another model's.
+    """
+    stored = load_config(folder)
+    kind = stored.get("class", stored.get("model_type"))
+    if kind not in ("Omni", *FAMILIES):
+        raise ValueError(f"'{folder}' holds a {kind}; give a folder of Step-Audio 2, ours or as it was released")
+    return stored["config"] if "gamut" in stored else config_from_official(stored)
 
 
 def config_from_official(official: Mapping) -> dict:
