@@ -237,11 +237,32 @@ def test_a_thought_without_an_answer_says_what_to_do(tmp_path):
     assert Figures(0.1, 2.0, 1.0, 0.5).line.endswith("real-time factor 2.00 (slower than it is heard)")
 
 
+@pytest.mark.parametrize(("finish", "said"), [("length", "cut off here"), ("turns", "and never answered")])
+def test_an_answer_that_is_none_says_so(finish, said):
+    shown: list[str] = []
+    say([Words("a"), Done([], finish)], None, shown.append)
+    assert shown[0:2] == ["answer: ", "a"] and said in shown[2]
+
+
+def test_every_end_token_of_a_model_ends_an_answer(speaker):
+    """A released one has three; what it would have said without the others is cut there."""
+    def answer(who: Speaker) -> tuple[list, str]:
+        done = list(Talk(who, aloud=False, sampling=replace(SHORT, temperature=0.0)).ask(None, text="a"))[-1]
+        return done.messages[0]["content"], done.finish
+
+    whole, finish = answer(speaker)
+    ids = whole[-1]["token"] if isinstance(whole, list) else speaker.words.encode(whole)
+    assert finish == "length" and len(ids) > 2
+    cut, finish = answer(replace(speaker, ends=(ids[2],)))
+    assert finish == "stop" and len(str(cut)) < len(str(whole))
+
+
 def test_a_question_is_never_written_over_and_an_answer_only_by_another(speaker, tmp_path, capsys):
     question = write_audio(tmp_path / "q.wav", tone(0.5), 16000)
     before = question.read_bytes()
-    with pytest.raises(ValueError, match=r"written over the question '.*q\.wav'; give another file with --out"):
-        chat(speaker, tmp_path, out=tmp_path / "x" / ".." / "q.wav")
+    for asked, more in ((tmp_path, {}), (None, {"text": "a", "kept": [question]})):  # a voice to speak in, say
+        with pytest.raises(ValueError, match=r"written over '.*q\.wav', a recording that it takes; give another file"):
+            chat(speaker, asked, out=tmp_path / "x" / ".." / "q.wav", **more)
     assert question.read_bytes() == before
     (tmp_path / "a.wav").write_bytes(b"an older answer")
     long = write_audio(tmp_path / "long.wav", torch.zeros(8000 * 200), 8000)

@@ -158,6 +158,39 @@ def test_eval_measures_a_run_again(call):
     assert code == 0 and "loss           0.5" in out and "FAIL  the loss is below a tenth" in out
 
 
+def test_a_downloaded_folder_names_no_code_to_run(call):
+    """Neither a checkpoint, nor a run that brings its own recipe; a user's own recipe lies elsewhere (above)."""
+    evil = "raise SystemExit('it ran')\n" + Path(TOY).read_text()
+    for folder, config in (("model", {"gamut": "0", "class": "Net", "config": {}}), ("runs/x", {"size": "tiny"})):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "evil.py").write_text(evil)
+        Path(folder, "config.json").write_text(json.dumps({"recipe": f"{folder}/evil.py", **config, "config": {}}))
+    assert "is neither a run of a recipe nor a model of one" in call("eval", "model")[2]
+    Path("runs/x/env.json").write_text("{}")
+    code, out, err = call("eval", "runs/x")
+    assert code == 2 and "'runs/x' brings its own recipe, evil.py, which may do anything" in err and "it ran" not in out
+
+
+def test_eval_of_the_wrong_folder_says_which_is_right(call):
+    call("run", TOY)
+    Path("runs/toy_recipe/model").mkdir()
+    Path("runs/toy_recipe/model/config.json").write_text('{"class": "Omni"}')
+    assert "is the model of a run, which knows what it was asked; give that: gamut eval runs/toy_recipe" in (
+        call("eval", "runs/toy_recipe/model")[2])
+    Path("large").mkdir()
+    Path("large/config.json").write_text('{"model_type": "step_audio_2"}')
+    assert "gamut run step_audio_2 --init large --data FOLDER" in call("eval", "large")[2]
+    Path("large/config.json").write_text("{")
+    assert "'large/config.json' is not JSON" in call("eval", "large")[2]
+
+
+def test_a_file_where_runs_should_be_is_named(call):
+    Path("here").write_text("")
+    for out in ("here", "here/there"):
+        code, _, err = call("run", TOY, "--out", out)
+        assert code == 2 and "but a file is in the way; choose another with --out" in " ".join(err.split())
+
+
 def test_a_mistake_found_while_running_is_one_message(call):
     code, _, err = call("run", TOY, "--name", "a b")
     assert code == 2 and err.count("\n") == 1 and "choose one with --name" in err

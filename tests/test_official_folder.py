@@ -70,6 +70,7 @@ def released(tmp_path_factory):
     path = export(home / "ours", home / "Step-Audio-2-mini")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | EXTRA))
+    (path / "generation_config.json").write_text('{"eos_token_id": [900001, 900002]}')
     (path / "modeling_step_audio_2.py").write_text("raise RuntimeError('remote code is never run')\n")
     token2wav(path / "token2wav")
     assert config["model_type"] == "step_audio_2" and set(load_tensors(path)) >= NAMES
@@ -112,6 +113,7 @@ def test_it_is_converted_whole(converted, released):
 
 def test_it_answers_in_writing_and_with_a_recording_in_its_voice(converted, released, data, capsys):
     for folder in (released, converted):
+        assert Speaker.load(folder).ends == (900001, 900002)
         [figures] = chat(Speaker.load(folder), data / "q.wav", sampling=SHORT, transcript=False)
         assert "it answers in writing" in capsys.readouterr().out and not figures.seconds
     out, speaker = data.parent / "answer.wav", Speaker.load(converted, voice=data / "a.wav")

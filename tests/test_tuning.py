@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -220,6 +221,40 @@ def test_data_chooses_the_recipe_that_tunes():
     assert read(tuned("step_audio_2")).name == "step_audio_2_tune"
     with pytest.raises(ValueError, match="recipe rlhfuse takes no data of your own; --data goes with: step_audio_2"):
         run_recipe("rlhfuse", data="x")
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"lora_rank": -1}, {"exam": -1}, {"share": 1.0}, {"every": -2}])
+def test_what_no_run_can_be_made_of_is_refused_before_anything_is_loaded(wrong, tmp_path):
+    [(name, value)] = wrong.items()
+    with pytest.raises(ValueError, match=rf"{name} must be .*; got {name}={value}"):
+        run_recipe("step_audio_2_tune", out=tmp_path / "runs", init="not there", data=str(tmp_path), **wrong)
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_stopped_tuning_goes_on_by_the_command_it_was_started_with(folder, tmp_path, capsys):
+    model().save_pretrained(tmp_path / "m", files=WORDS.files())
+    asked = ["run", "step_audio_2", "--data", str(folder), "--init", str(tmp_path / "m"), "--out", str(tmp_path)]
+    more = ["--steps", "2", "--share", "0.34", "--exam", "0"]
+    assert main([*asked, *more]) == 0
+    assert main([*asked, *more, "--resume", str(tmp_path / "step_audio_2_tune")]) == 0
+    assert "trained before, 2 steps; loaded" in capsys.readouterr().out
+
+
+def test_any_folder_of_the_model_may_be_planned_from(tmp_path):
+    """Ours, inside a run, as released; of another family or nowhere it is said, not planned as if it were mini."""
+    ours = model().save_pretrained(tmp_path / "run" / "model", files=WORDS.files())
+    official = export(ours, tmp_path / "official")
+    for recipe in ("step_audio_2", "step_audio_2_tune"):
+        plan = import_module(f"gamut.recipes.{recipe}").plan
+        config = import_module(f"gamut.recipes.{recipe}").TINY
+        plans = [plan(replace(config, init=str(path))) for path in (ours, tmp_path / "run", official)]
+        assert plans[0] == plans[1] == plans[2]
+        with pytest.raises(ValueError, match="checkpoint folder .*nowhere' not found"):
+            plan(replace(config, init="nowhere"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "qwen3"}')
+    with pytest.raises(ValueError, match="holds a qwen3; give a folder of Step-Audio 2"):
+        plan(replace(config, init=str(tmp_path / "other")))
 
 
 def test_what_a_downloaded_folder_holds_besides_stays_there(tmp_path):

@@ -8,7 +8,7 @@ T samples · M mel bins · F mel frames
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,6 +31,10 @@ from gamut.io.media import SUBTYPES, pieces, read_audio, resample
 from gamut.io.progress import clock
 
 MEANWHILE = "Tell me in one short sentence that you are looking it up."  # while a tool takes its time; ours
+CUT = {  # how an answer ends that is none, in words
+    "length": "(cut off here: as many tokens as an answer may have)",
+    "turns": "(it went on calling tools, and never answered)",
+}
 INTERIM = 200  # ids at most of what is then said; ours
 PER_SECOND = 12.6  # positions that sound takes in a prompt, the marks of its pieces included
 SOUNDS = (*SUBTYPES, ".mp3", ".aiff", ".opus")
@@ -102,19 +106,20 @@ class Talk:
         last = ANSWER_SPEECH if self.aloud else ANSWER_TEXT
         chooses = self.tools and bool(self.speaker.taught)  # a released model calls behind speech, as behind text
         first = ANSWER_THINKING if self.thinks else ANSWER_TEXT if chooses else last
-        sampling = replace(self.sampling, stop=(words.id(EOT),))
+        stops = (words.id(EOT), *self.speaker.ends)
+        sampling = replace(self.sampling, stop=stops)
         asked, codec = [*system, *past, question], self.speaker.codec
 
         def interim() -> Iterator[Event]:
             """The past is not touched: the answer goes on from where it called."""
             decode = decoder(self.speaker.model, replace(sampling, max_new=INTERIM), mels)
             request = {"role": "human", "content": self.meanwhile}
-            said = respond([*asked, request], decode, words, codec=codec, prefill=last)
+            said = respond([*asked, request], decode, words, codec=codec, prefill=last, stop=stops)
             return (event for event in said if not isinstance(event, Done))
 
         for event in respond(
             asked, decoder(self.speaker.model, sampling, mels, self.past), words, codec=codec,
-            tools=self.box if self.tools else None, prefill=(first, last),
+            tools=self.box if self.tools else None, prefill=(first, last), stop=stops,
             after_thought=AFTER_THINKING if self.aloud and not self.speaker.taught else "",
             interim=interim if self.meanwhile else None, patience=self.patience,
         ):  # fmt: skip
@@ -177,6 +182,8 @@ def say(events: Iterable[Event], out: WavWriter | None, show: Callable[[str], ob
                 show(f"{call.name} {call.arguments}")
             case Told(result):
                 show(f"\n  gives: {result.content[:400]}")
+            case Done(_, finish) if finish in CUT:
+                show(f"\n{CUT[finish]}")
     if thought and not words:
         show("\nit said nothing after its thought; ask without --thinks")
     show("\n")
@@ -202,7 +209,7 @@ def questions(path: str | Path) -> list[Path]:
 def chat(
     speaker: Speaker, source: str | Path | None = None, *, system: str = "", text: str = "",
     out: str | Path = "answer.wav", thinks: bool = False, transcript: bool = True, patience: float = 1.0,
-    sampling: Sampling | None = None,
+    sampling: Sampling | None = None, kept: Sequence[Path] = (),
 ) -> list[Figures]:
     """Ask about a recording, several in a folder one after another, or one that is still being recorded; print
     thoughts, calls and answers while they come, then what was heard; write the speech of all answers to ``out``, which
@@ -213,6 +220,7 @@ def chat(
         transcript: print what was heard, too.
         patience: seconds without growth after which a growing file counts as complete.
         sampling: None takes what suits the model's size.
+        kept: recordings that ``out`` must not be, besides the questions.
     Raises:
         ValueError: nothing is asked; a request that this model was not taught; ``out`` is a question, or cannot be
             written; what ``read_audio`` says of a file.
@@ -222,8 +230,9 @@ def chat(
     how, files, codec = speaker.how(system), [] if source is None else questions(source), speaker.codec
     if speaker.small:
         torch.set_num_threads(1)
-    if codec and Path(out).resolve() in [file.resolve() for file in files]:
-        raise ValueError(f"the answer would be written over the question '{out}'; give another file with --out")
+    if codec and Path(out).resolve() in [file.resolve() for file in (*files, *kept)]:
+        raise ValueError(f"the answer would be written over '{out}', a recording that it takes; give another file with "
+                         f"--out")
     if codec is None:
         print("it answers in writing: there is no codec beside the weights, or no voice in it (--voice RECORDING)")
     sampling = sampling or (SAMPLING if speaker.small else RELEASED)

@@ -40,6 +40,8 @@ class Speaker:
     """Requests a small model was taught, each with how it answers (``aloud``, ``tools``); a large one takes any."""
     offers: bool = False
     """Whether a large model is shown its tools, whatever is asked."""
+    ends: tuple[int, ...] = ()
+    """Tokens that end an answer, besides ``<|EOT|>``: a released model has three in all (fact sheet §4)."""
 
     @classmethod
     def load(
@@ -84,7 +86,8 @@ class Speaker:
             codec.to(model.lm.norm.weight.device)
         if clips and voice is None and isinstance(codec, SpeechCodec) and not codec.voices:
             codec.wave.voices = {clips[0].name: codec.voice_of(*clips[0].read())}
-        return cls(model, Tokenizer.from_pretrained(path), _voiced(codec, voice, path), tools, taught, given)
+        words, codec = Tokenizer.from_pretrained(path), _voiced(codec, voice, path)
+        return cls(model, words, codec, tools, taught, given, _ends(path))
 
     def save(
         self, path: Path, card: str = "", *, voices: Sequence[Voice] = (),
@@ -123,6 +126,16 @@ class Speaker:
             listed = "\n  ".join(self.taught)
             raise ValueError(f"this model was not taught to {system!r}; --system must be one of\n  {listed}")
         return How(system, **self.taught.get(system, {"tools": self.offers}))
+
+
+def _ends(path: Path) -> tuple[int, ...]:
+    """The end tokens that a released folder names, in generation_config.json or in its config.json."""
+    for name in ("generation_config.json", "config.json"):
+        stored = json.loads((path / name).read_text()) if (path / name).exists() else {}
+        found = (stored | stored.get("official", {})).get("eos_token_id")
+        if found is not None:
+            return tuple(found) if isinstance(found, list) else (found,)
+    return ()
 
 
 def _model(path: Path, weights: str) -> Omni:
