@@ -50,7 +50,8 @@ def known() -> dict[int, dict]:
     """Fold -> its newest line."""
     lines = [json.loads(line) for line in RECORD.read_text().splitlines()] if RECORD.exists() else []
     ready = json.loads((shipped("weights/step_audio_2") / "metrics.json").read_text())
-    return {line["fold"]: line for line in [{"fold": 0, "without": "", "how": "the shipped model", "metrics": ready}, *lines]}
+    shipping = {"fold": 0, "without": "", "how": "the shipped model", "metrics": ready}
+    return {line["fold"]: line for line in [shipping, *lines]}
 
 
 def table(names: dict[str, str], columns: list[tuple[str, dict[str, float]]]) -> list[str]:

@@ -249,7 +249,7 @@ def test_any_folder_of_the_model_may_be_planned_from(tmp_path):
         config = import_module(f"gamut.recipes.{recipe}").TINY
         plans = [plan(replace(config, init=str(path))) for path in (ours, tmp_path / "run", official)]
         assert plans[0] == plans[1] == plans[2]
-        with pytest.raises(ValueError, match="checkpoint folder .*nowhere' not found"):
+        with pytest.raises(ValueError, match=r"checkpoint folder .*nowhere' not found"):
             plan(replace(config, init="nowhere"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "qwen3"}')
