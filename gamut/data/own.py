@@ -123,6 +123,9 @@ def _line(file: Path, where: str, line: str) -> Talked:
         entry = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{where} is not JSON ({error}); one object a line") from error
+    except RecursionError as error:
+        raise ValueError(f"{where} is nested too deeply to be read, it begins {line[:40]!r}; one conversation a line, "
+                         f'{{"messages": […]}}') from error
     messages = entry.get("messages") if isinstance(entry, dict) else None
     if not isinstance(messages, list) or not all(isinstance(m, dict) and {"role"} < set(m) for m in messages):
         raise ValueError(f'{where} needs {{"messages": [{{"role": …, "content": …}}, …]}}; got {line[:80]}')
