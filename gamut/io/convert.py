@@ -14,7 +14,7 @@ from torch import Tensor
 
 import gamut
 from gamut.io import paraformer, token2wav
-from gamut.io.adapters import merge_adapter, read_adapter, write_adapter
+from gamut.io.adapters import check_adapter, merge_adapter, read_adapter, write_adapter
 from gamut.io.convert_onnx import convert_onnx
 from gamut.io.folders import INDEX, WEIGHTS, Content, check_loads, finite, load_config, load_tensors, save_folder
 from gamut.io.keys import qwen, step1, step_audio_2
@@ -83,7 +83,8 @@ def export(
         lora: an adapter folder (peft's layout). Without ``merge`` it becomes ``dst/adapter``.
         merge: add the adapter to the weights instead.
     Raises:
-        ValueError: not a folder of ours, no official family for it, an adapter that does not fit, dst exists.
+        ValueError: not a folder of ours, no official family for it, an adapter that is damaged or does not fit, dst
+            exists. Nothing is written then.
     """
     src, dst = Path(src), _fresh(dst)
     if to != "hf":
@@ -94,14 +95,17 @@ def export(
     if "gamut" not in wrapped:
         raise ValueError(f"'{src}' is not a gamut checkpoint; got config.json of {wrapped.get('model_type')!r}")
     config, keys = wrapped["config"], keys_of(wrapped["class"], wrapped["config"])
-    tensors = load_tensors(src)
-    if lora is not None and merge:
-        tensors = merge_adapter(tensors, *read_adapter(lora, keys, config))
+    tensors, files = load_tensors(src), _carried(src)
+    if lora is not None:
+        adapter, alphas = read_adapter(lora, keys, config)
+        check_adapter(tensors, adapter, alphas)
+        if merge:
+            tensors = merge_adapter(tensors, adapter, alphas)
+        else:
+            files["adapter"] = partial(write_adapter, tensors=adapter, alphas=alphas, keys=keys, config=config,
+                                       base=str(dst))  # fmt: skip
     official = _overlaid(wrapped.get("official", {}), keys.config_to_official(config))
-    files = _carried(src)
     save_folder(dst, keys.to_official(tensors, config), official, card=_card(src), files=files)
-    if lora is not None and not merge:
-        write_adapter(dst / "adapter", *read_adapter(lora, keys, config), keys, config, base=str(dst))
     return dst
 
 
