@@ -22,11 +22,11 @@ from gamut.data.own_rows import Own
 from gamut.evals.own import answered, read_answer, scored, symbols
 from gamut.io.adapters import read_adapter
 from gamut.io.convert import export, keys_of
-from gamut.io.folders import load_tensors
+from gamut.io.folders import TAUGHT, load_tensors
 from gamut.io.media import write_audio
 from gamut.io.runs import Run
 from gamut.io.source import read, tuned
-from gamut.io.tuned import TAUGHT, save_tuned
+from gamut.io.tuned import save_tuned
 from gamut.models.audio_encoder import AudioEncoderConfig
 from gamut.models.lm import LMConfig
 from gamut.models.omni import Omni, OmniConfig

@@ -15,12 +15,11 @@ from gamut.generate.sampling import Sampling
 from gamut.generate.tools import Toolbox, calculator, date_and_time
 from gamut.generate.voice import SpeechCodec
 from gamut.generate.voices import Voice, audio_search, four_tools, library, write_library
+from gamut.io.folders import CODEC, MENU, TAUGHT, VOICES
 from gamut.io.media import read_audio
 from gamut.models.int8 import load_int8
 from gamut.models.omni import Omni
 
-TAUGHT, MENU, VOICES = "taught.json", "menu.json", "voices"
-CODEC = "token2wav"  # folder beside the weights
 SMALL = 10**7  # parameters; below, threads wait for one another longer than they work: 40 s for 0.6 on a busy machine
 WEIGHTS = ("auto", "float32", "bfloat16", "int8")
 LEVEL = 0.05  # RMS a question is brought to: a small model has not heard whispers. Ours
