@@ -40,10 +40,12 @@ class Talked:
     first: int = 0
 
     @property
-    def system(self) -> str:
-        """What the model is told to do, if it is told in words alone."""
-        first = self.messages[0]
-        return first["content"] if first["role"] == "system" and isinstance(first["content"], str) else ""
+    def system(self) -> str | None:
+        """What the model is told to do: "" if nothing is said, None if it is not said in words alone."""
+        if self.messages[0]["role"] != "system":
+            return ""
+        said = parts(self.messages[0])
+        return "".join(part["text"] for part in said) or None if all(p["type"] == "text" for p in said) else None
 
     @property
     def told(self) -> list[Any]:
