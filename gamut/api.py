@@ -188,8 +188,7 @@ def maker(folder: Path) -> Recipe:
     Raises:
         ValueError: if the folder does not say, or is a model that the recipe's examination is not for.
     """
-    from gamut.io.folders import load_config
-    from gamut.io.tuned import TAUGHT
+    from gamut.io.folders import TAUGHT, load_config
 
     if (folder / "env.json").exists():
         recipe = asked(Run.open(folder))[0]

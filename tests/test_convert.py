@@ -14,7 +14,7 @@ from gamut.codecs.text import Tokenizer
 from gamut.io.convert import convert, export
 from gamut.io.folders import load_config, load_tensors, save_folder
 from gamut.models.adapters import save_lora
-from gamut.models.lm import LM
+from gamut.models.lm import LM, LMConfig
 from gamut.models.omni import Omni
 from gamut.nn.lora import add_lora, fold_lora, lora_layers
 
@@ -175,6 +175,46 @@ def test_export_with_an_adapter(golden, tmp_path, merge):
         torch.testing.assert_close(theirs(IDS).logits, model(IDS), atol=1e-5, rtol=0)
         fold_lora(model)
         torch.testing.assert_close(theirs(IDS).logits, model(IDS), atol=1e-5, rtol=0)
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+FITS = {"A": torch.ones(2, 32), "B": torch.ones(32, 2)}
+
+
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize(
+    ("settings", "pair", "message"),
+    [
+        ("{", FITS, r"adapter_config\.json' is not JSON"), ("[]", FITS, "must hold a JSON object, got list"),
+        ('{"r": 2}', FITS, r"lora_alpha in .*adapter_config\.json' must be a number, got None; save the adapter again"),
+        ('{"lora_alpha": 4, "alpha_pattern": {"q_proj": "x"}}', FITS, "alpha_pattern 'q_proj' in .* number, got 'x'"),
+        ('{"lora_alpha": 4}', {"A": torch.ones(2, 99), "B": torch.ones(77, 2)},
+         r"not fit this checkpoint: blocks.0.attn.q has A \(2, 99\) and B \(77, 2\) for a weight of \(32, 32\); give"),
+        ('{"lora_alpha": 4}', FITS | {"B": torch.ones(32, 3)}, r"blocks\.0\.attn\.q has A \(2, 32\) and B \(32, 3\)"),
+        ('{"lora_alpha": 4}', {"A": FITS["A"]}, r"has only one of lora_A, lora_B for blocks\.0\.attn\.q"),
+        ('{"lora_alpha": 4}', FITS | {"A": torch.ones(2)}, r"lora_A.weight' in .* must have two axes, got shape \(2"),
+        ('{"lora_alpha": 4}', {}, "holds no adapter; give the folder"),
+    ],
+)  # fmt: skip
+def test_an_adapter_that_cannot_be_used_is_named_and_nothing_is_written(tmp_path, settings, pair, message, merge):
+    """Once it can be, the same folder is exported to."""
+    LM(LMConfig(50, 32, 1, 4, 2, 8, 48, qkv_bias=True)).save_pretrained(tmp_path / "ours")
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(ValueError, match=r"adapter' has no adapter_config\.json; give the folder that peft"):
+        export(tmp_path / "ours", tmp_path / "hf", lora=tmp_path / "adapter", merge=merge)
+    (tmp_path / "adapter" / "adapter_config.json").write_text(settings)
+    save_file({f"{Q}{part}.weight": tensor for part, tensor in pair.items()},
+              tmp_path / "adapter" / "adapter_model.safetensors")  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        export(tmp_path / "ours", tmp_path / "hf", lora=tmp_path / "adapter", merge=merge)
+    assert {path.name for path in tmp_path.iterdir()} == {"ours", "adapter"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"lora_alpha": 4}')
+    save_file({f"{Q}{part}.weight": t for part, t in FITS.items()}, tmp_path / "adapter" / "adapter_model.safetensors")
+    out = export(tmp_path / "ours", tmp_path / "hf", lora=tmp_path / "adapter", merge=merge)
+    before, after = load_tensors(tmp_path / "ours"), load_tensors(out)
+    gained = after["model.layers.0.self_attn.q_proj.weight"] - before["blocks.0.attn.q.weight"]
+    torch.testing.assert_close(gained, torch.full((32, 32), 4.0 * merge))
+    assert (out / "adapter" / "adapter_model.safetensors").exists() != merge
 
 
 def test_nothing_is_overwritten(golden, tmp_path):

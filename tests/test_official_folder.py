@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from gamut.generate.sampling import Sampling
 from gamut.generate.speaker import How, Speaker
 from gamut.generate.tools import calculator
 from gamut.generate.voice import SpeechCodec
-from gamut.io.convert import export
+from gamut.io.convert import convert, export
 from gamut.io.folders import load_tensors
 from gamut.io.keys import flow as flow_keys
 from gamut.io.keys import hift as hift_keys
@@ -38,6 +39,7 @@ NAMES = {  # fact sheet §3, §4
     "model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.bias", "model.layers.1.mlp.gate_proj.weight",
     "model.norm.weight", "lm_head.weight",
 }  # fmt: skip
+MODELING = "modeling_step_audio_2.py"
 EXTRA = {"auto_map": {"AutoModelForCausalLM": "modeling_step_audio_2.StepAudio2ForCausalLM"}, "torch_dtype": "bfloat16"}
 
 
@@ -71,7 +73,7 @@ def released(tmp_path_factory):
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | EXTRA))
     (path / "generation_config.json").write_text('{"eos_token_id": [900001, 900002]}')
-    (path / "modeling_step_audio_2.py").write_text("raise RuntimeError('remote code is never run')\n")
+    (path / MODELING).write_text("raise RuntimeError('remote code is never run')\n")
     token2wav(path / "token2wav")
     assert config["model_type"] == "step_audio_2" and set(load_tensors(path)) >= NAMES
     return path
@@ -191,7 +193,11 @@ def test_it_is_tuned_by_adapters_and_exported_merged(converted, released, data, 
     assert main(["run", "step_audio_2", *asked, "--steps", "2", "--lora-rank", "2", "--exam", "1", "--lr", "0.01"]) == 0
     run = tmp_path / "t"
     tuned = gamut.load(run, dtype=None)
-    assert main(["export", str(run / "model"), str(tmp_path / "hf")]) == 0
+    with pytest.warns(UserWarning, match=r"hf' is not whole. token2wav/: it is in gamut's layout and stays in"):
+        assert main(["export", str(run / "model"), str(tmp_path / "hf")]) == 0
+    assert "token2wav/: it is in gamut's layout" in (tmp_path / "hf" / "README.md").read_text()
+    assert (tmp_path / "hf" / MODELING).read_text() == (released / MODELING).read_text()
+    assert not (tmp_path / "hf" / "token2wav").exists()
     hf, merged = load_tensors(tmp_path / "hf"), load_tensors(
         export(converted, tmp_path / "merged", lora=run / "adapter", merge=True))  # fmt: skip
     before = load_tensors(released)
@@ -215,12 +221,33 @@ def test_the_folder_as_it_was_downloaded_is_tuned_whole(released, data, tmp_path
     result = gamut.run("step_audio_2", init=str(released), data=str(tmp_path / "texts"), out=tmp_path, steps=2,
                        lora_rank=0, lr=1e-2, exam=0)  # fmt: skip
     assert result.metrics["loss"] < result.metrics["loss/before"]
-    export(result.run / "model", tmp_path / "hf")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export(result.run / "model", tmp_path / "hf")
+    assert {MODELING, "token2wav", "tokenizer.json"} <= {file.name for file in (tmp_path / "hf").iterdir()}
+    assert all((tmp_path / "hf" / "token2wav" / file.name).read_bytes() == file.read_bytes()
+               for file in (released / "token2wav").iterdir())  # fmt: skip
     after, before = load_tensors(tmp_path / "hf"), load_tensors(released)
     assert not torch.equal(after["adapter.conv.weight"], before["adapter.conv.weight"])
     assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("encoder."))
     with pytest.raises(ValueError, match="line 2 has a spoken answer, which takes a codec that encodes"):
         gamut.run("step_audio_2", init=str(released), data=str(data), out=tmp_path, steps=1)
+
+
+def test_code_that_a_config_names_is_carried_as_data_or_said_to_be_missing(released, tmp_path):
+    """Files beside config.json alone: nothing from elsewhere, nothing that is not named."""
+    named = {"AutoConfig": "configuration_a.Config", "AutoModel": ["../b.Model", "modeling_c.Model", None],
+             "AutoProcessor": "someone/else--d.Processor", "AutoTokenizer": "e"}  # fmt: skip
+    config = json.loads((released / "config.json").read_text()) | {"auto_map": named}
+    src = shutil.copytree(released, tmp_path / "src", ignore=shutil.ignore_patterns("token2wav"))
+    (src / "config.json").write_text(json.dumps(config))
+    for name in ("configuration_a", "b", "d", "e", "setup"):
+        (src / f"{name}.py").write_text("raise RuntimeError('remote code is never run')\n")
+    ours = convert(src, tmp_path / "ours")
+    with pytest.warns(UserWarning, match=r"hf' is not whole. modeling_c\.py: named by auto_map in config\.json"):
+        export(ours, tmp_path / "hf")
+    for folder in (ours, tmp_path / "hf"):
+        assert [file.name for file in folder.glob("*.py")] == ["configuration_a.py"]
 
 
 def test_a_tokenizer_in_parts_is_the_one_transformers_reads(tmp_path):

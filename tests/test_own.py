@@ -6,6 +6,7 @@ import pytest
 import torch
 from speeches import codec as small_codec
 
+import gamut.data.own_rows
 from gamut.codecs.chat import ANSWER_SPEECH, ANSWER_THINKING, encode_chat, encode_turns
 from gamut.codecs.weave import Marks
 from gamut.data.conversations import vocabulary
@@ -182,6 +183,15 @@ def test_a_bad_line_is_named(tmp_path, line, why):
         read_conversations(tmp_path / "c.jsonl")
 
 
+def test_a_line_nested_too_deeply_is_named(tmp_path):
+    (tmp_path / "c.jsonl").write_text(said("x") + "\n" + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"c\.jsonl' line 2 is nested too deeply to be read, it begins '\[\[\["):
+        read_conversations(tmp_path / "c.jsonl")
+    (tmp_path / "transcripts.jsonl").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"transcripts\.jsonl' line 1 is not JSON \(maximum recursion depth"):
+        read_conversations(tmp_path)
+
+
 def test_conversations_of_another_encoding(tmp_path):
     (tmp_path / "c.jsonl").write_bytes(said("na\u00efve").replace("\\u00ef", "\u00ef").encode("latin-1"))
     with pytest.raises(ValueError, match=r"c\.jsonl' is not UTF-8 text; save it as UTF-8 .*; got byte 0xef in line 1"):
@@ -199,6 +209,18 @@ def test_ids_of_an_answer_are_learned_as_they_are(tmp_path):
         row = Own([one], WORDS).row(one)
         assert row.ids[-4:] == ([mark] if ids[0] == mark else row.ids[-4:-3]) + [*own, WORDS.id("<|EOT|>")]
         assert [i for i, mine in zip(row.ids, row.learn, strict=True) if mine] == [*own, WORDS.id("<|EOT|>")]
+
+
+@pytest.mark.parametrize("part", [{"type": "text", "text": "a <audio_start> mark"},
+                                  {"type": "token", "token": [WORDS.id("<audio_start>"), 5]},
+                                  {"type": "text", "text": "<audio_patch>"}, {"type": "text", "text": "<audio_end>"}])
+def test_marks_of_sound_that_nobody_hears_are_named_with_their_line(folder, part):
+    """In what is asked and in what is answered, beside sound or alone."""
+    for role, heard in ("user", []), ("assistant", []), ("user", [{"type": "audio", "file": "0.wav"}]):
+        said = {"user": "x", "assistant": "x"} | {role: [*heard, part]}
+        write(folder, asked("0.wav", "x"), {"messages": [{"role": name, "content": c} for name, c in said.items()]})
+        with pytest.raises(ValueError, match=r"line 2 holds <audio_\w+> \d+ times, what is heard in it makes \d+; wr"):
+            Own(read_conversations(folder), WORDS)
 
 
 @pytest.mark.parametrize("wrong", [-1, WORDS.vocab])
@@ -234,7 +256,7 @@ def test_what_does_not_fit_is_refused_before_training(folder, codec):
 
 
 def test_sound_that_cannot_be_used_is_named_with_its_line(folder):
-    """Unreadable, empty, of no length that can be heard, two hours: found by their headers, all at once."""
+    """Unreadable, empty, of no length that can be heard, two hours: all at once."""
     (folder / "noise.wav").write_bytes(b"no sound at all")
     (folder / "empty.wav").write_bytes(b"")
     write_audio(folder / "click.wav", torch.ones(40) * 0.1, 8000)
@@ -284,3 +306,32 @@ def test_a_clip_that_was_cut_short_is_found_before_training(folder):
     (folder / "1.wav").write_bytes(whole[:5000])
     with pytest.raises(ValueError, match=r"line 2: '.*1\.wav' is cut short: it should hold 32000 bytes of sound"):
         Own(read_conversations(folder)[:3], WORDS)
+
+
+def test_clips_that_only_decoding_shows_to_be_unusable_are_all_named(folder):
+    """Their headers are sound. Two in one conversation, one of an answer, one that several lines share."""
+    soundfile = pytest.importorskip("soundfile")
+    noise = torch.randn(16000, generator=torch.Generator().manual_seed(0)) * 0.1
+    soundfile.write(folder / "slow.wav", noise.numpy(), 6000)
+    holed = noise.clone()
+    holed[5] = float("nan")
+    soundfile.write(folder / "holed.wav", holed.numpy(), 16000, subtype="FLOAT")
+    write_audio(folder / "torn.flac", noise, 16000)
+    (folder / "torn.flac").write_bytes((folder / "torn.flac").read_bytes()[:9000])
+    spoken = [{"type": "audio", "file": "torn.flac", "text": "yes"}]
+    write(folder, asked("slow.wav", "x"), asked("slow.wav", "y"), asked("holed.wav", spoken), asked("0.wav", "x"))
+    with pytest.raises(ValueError) as caught:
+        Own(read_conversations(folder), WORDS)
+    slow, holed, torn = str(caught.value).splitlines()
+    assert "line 1: " in slow and "slow.wav' is sampled at 6000 Hz" in slow
+    assert "line 3: " in holed and "holed.wav' holds 1 samples that are NaN" in holed
+    assert "line 3: " in torn and "torn.flac' is not a sound file that can be read" in torn
+
+
+def test_each_clip_is_decoded_once_to_be_measured(folder, monkeypatch):
+    """However many lines, turns and thoughts it stands in."""
+    read, seen = gamut.data.own_rows.read_audio, []
+    monkeypatch.setattr(gamut.data.own_rows, "read_audio", lambda file: seen.append(file.name) or read(file))
+    turn = asked("1.wav", "<think>\nhm\n</think>\n\nx")["messages"]
+    write(folder, asked("0.wav", "x"), asked("0.wav", "y"), {"messages": [*turn, *turn[1:]]})
+    assert len(Own(read_conversations(folder), WORDS).talked) == 4 and seen == ["0.wav", "1.wav"]

@@ -48,6 +48,10 @@ def test_documents_of_a_folder_are_found_by_passage(tmp_path):
     assert ask(tool, query="qqq") == "nothing found for 'qqq'"
 
 
+def test_what_a_page_closes_without_opening_shows_no_script():
+    assert plain("a</style></script><script>hidden()</script>b<style>c</style>d") == "abd"
+
+
 def test_unreadable_documents_are_named_and_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds nothing to search in; put \.txt"):
         web_search(tmp_path)

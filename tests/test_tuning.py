@@ -20,14 +20,16 @@ from gamut.cli import main
 from gamut.codecs.text import Tokenizer
 from gamut.data.own import read_conversations
 from gamut.data.own_rows import Own
-from gamut.evals.own import answered, read_answer, scored, symbols
+from gamut.evals.own import answered, read_answer, scored, symbols, taught
+from gamut.generate.speaker import How, Speaker, tools_of
 from gamut.io.adapters import read_adapter
 from gamut.io.convert import export, keys_of
-from gamut.io.folders import load_tensors
+from gamut.io.env import shipped
+from gamut.io.folders import TAUGHT, load_tensors
 from gamut.io.media import write_audio
 from gamut.io.runs import Run
 from gamut.io.source import read, tuned
-from gamut.io.tuned import TAUGHT, save_tuned
+from gamut.io.tuned import save_tuned
 from gamut.models.audio_encoder import AudioEncoderConfig
 from gamut.models.lm import LMConfig
 from gamut.models.omni import Omni, OmniConfig
@@ -274,6 +276,30 @@ def test_what_a_downloaded_folder_holds_besides_stays_there(tmp_path):
     assert json.loads((tmp_path / "t" / TAUGHT).read_text()) == {"a": {"aloud": True}, "b": {"aloud": False}}
     assert Tokenizer.from_pretrained(tmp_path / "t").vocab == WORDS.vocab
     assert gamut.load(tmp_path / "t").config == one.config
+
+
+def test_a_small_model_is_asked_as_its_own_data_did(tmp_path, folder):
+    """Without a request where there was none; with tools only where they are those that it is loaded with."""
+    init, lamp = shipped("weights/step_audio_2"), {"type": "function", "function": {"name": "lamp", "parameters": {}}}
+    four = tools_of(init).schemas
+    lines = [asked("0.wav", "x", tools=tools) for tools in (four, [lamp], four[:1])]
+    names = ["Ours.", [{"type": "text", "text": "Lamp"}, {"type": "text", "text": "s."}], "Fewer."]
+    for line, name in zip(lines, names, strict=True):
+        line["messages"][0]["content"] = name
+    spoken = {"messages": [{"role": "system", "content": [{"type": "audio", "file": "0.wav"}]},
+                           *asked("0.wav", "x")["messages"][1:]]}  # fmt: skip
+    write(folder, *lines, {"messages": asked("0.wav", "x")["messages"][1:]}, spoken)
+    with pytest.warns(UserWarning, match=r"has tools that are not those of '.*step_audio_2': calculator, lamp; "):
+        learned = taught(read_conversations(folder), init)
+    assert {name: how["tools"] for name, how in learned.items()} == {
+        "Ours.": True, "Lamps.": False, "Fewer.": False, "": False}  # fmt: skip
+    assert taught(read_conversations(folder), tmp_path) == {}  # a large model takes any request
+    speaker = Speaker.load(init)
+    assert speaker.how() == How("Say the sum of the two numbers.")
+    speaker = replace(speaker, taught={**speaker.taught, **learned})
+    assert speaker.how() == How("", aloud=False, tools=False) and speaker.how("Ours.").tools
+    with pytest.raises(ValueError, match=r"(?s)'Sing\.'; --system must be one of.*Fewer\.\n  \(nothing\)$"):
+        speaker.how("Sing.")
 
 
 def test_a_run_says_what_changed_and_refuses_other_data(folder, tmp_path):

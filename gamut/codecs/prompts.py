@@ -2,14 +2,6 @@
 """Task prompts: system messages of Step-Audio 2 mini. Source: repo examples.py."""
 
 TRANSCRIBE = "请记录下你所听到的语音内容。"
-TRANSLATE = "请仔细聆听这段语音，然后将其内容翻译成中文。"
 TRANSLATE_ALOUD = "请仔细聆听这段语音，然后将其内容翻译成中文并用语音播报。"  # answer with chat.ANSWER_SPEECH
-CAPTION = "Please briefly explain the important events involved in this audio clip."
-UNDERSTAND = (
-    "You are an expert in audio analysis, please analyze the audio content and answer the questions accurately."
-)
-UNDERSTAND_ENDING = "Output the final answer in <RESPONSE> </RESPONSE>."  # ends the question; decoded with 2 beams
-CONVERSE_ALOUD = "请用语音与我交流。"
 READ_ALOUD = "以自然的语速读出下面的文字。\n"  # base model: this, the text, chat.ANSWER_SPEECH; no roles
 SUMMARISE_RESULT = "\n\n\n请用口语化形式总结检索结果，简短地回答用户的问题。"  # follows a search result in role input
-CONVERSE_V1 = "适配用户的语言，用简短口语化的文字回答"  # Step-Audio (v1), repo app.py

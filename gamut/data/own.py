@@ -40,10 +40,12 @@ class Talked:
     first: int = 0
 
     @property
-    def system(self) -> str:
-        """What the model is told to do, if it is told in words alone."""
-        first = self.messages[0]
-        return first["content"] if first["role"] == "system" and isinstance(first["content"], str) else ""
+    def system(self) -> str | None:
+        """What the model is told to do: "" if nothing is said, None if it is not said in words alone."""
+        if self.messages[0]["role"] != "system":
+            return ""
+        said = parts(self.messages[0])
+        return "".join(part["text"] for part in said) or None if all(p["type"] == "text" for p in said) else None
 
     @property
     def told(self) -> list[Any]:
@@ -123,6 +125,9 @@ def _line(file: Path, where: str, line: str) -> Talked:
         entry = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{where} is not JSON ({error}); one object a line") from error
+    except RecursionError as error:
+        raise ValueError(f"{where} is nested too deeply to be read, it begins {line[:40]!r}; one conversation a line, "
+                         f'{{"messages": […]}}') from error
     messages = entry.get("messages") if isinstance(entry, dict) else None
     if not isinstance(messages, list) or not all(isinstance(m, dict) and {"role"} < set(m) for m in messages):
         raise ValueError(f'{where} needs {{"messages": [{{"role": …, "content": …}}, …]}}; got {line[:80]}')

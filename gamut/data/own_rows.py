@@ -6,7 +6,6 @@ sees another, or side by side with their like.
 B rows · T tokens · N clips · M mel bins · F mel frames
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,25 +17,27 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gamut.codecs import chat
-from gamut.codecs.chat import EOT, encode_chat
+from gamut.codecs.chat import AUDIO_END, AUDIO_PATCH, AUDIO_START, EOT, encode_chat
 from gamut.codecs.mel import PAD, WHISPER_HOP, WHISPER_RATE, hear, levelled, pad_mels, patches
 from gamut.codecs.text import Tokenizer
 from gamut.codecs.weave import Marks, build_ta4
 from gamut.data.own import Talked, parts, refuse, sound_file, unfolded
 from gamut.data.pack import buckets, pack, shuffled
-from gamut.io.media import duration, pieces, read_audio, resample
+from gamut.io.media import pieces, read_audio, resample
+from gamut.io.progress import progress
 
 _CODE = re.compile(r"<audio_(\d+)>")
 
 
 @dataclass
 class Row:
-    """Ids, which of them are learned, log-mels (M, F) of what is heard among them, seconds of it."""
+    """Ids, which of them are learned, log-mels (M, F) of what is heard among them, seconds of it, patches of each."""
 
     ids: list[int] = field(default_factory=list)
     learn: list[bool] = field(default_factory=list)
     mels: list[Tensor] = field(default_factory=list)
     seconds: float = 0.0
+    patches: list[int] = field(default_factory=list)
 
     def add(self, ids: Sequence[int], learn: bool = False) -> None:
         self.ids += ids
@@ -54,6 +55,16 @@ class OwnBatch:
     mels_NMF: Float[Tensor, "N M F"] | None
     lens_N: Int[Tensor, " N"] | None
     audio_s: float
+
+
+def _clips(one: Talked) -> list[Path]:
+    return [one.folder / sound_file(part) for message in one.messages for part in parts(message)
+            if part["type"] == "audio"]  # fmt: skip
+
+
+def _located(one: Talked, error: ValueError) -> ValueError:
+    """The error with the line it is about, if it does not say that already."""
+    return error if one.where in str(error) else ValueError(f"{one.where}: {error}")
 
 
 class Own:
@@ -83,15 +94,19 @@ class Own:
         self.batches, self.group = len(groups), shuffled(groups, seed)
 
     def _measured(self, tokens: int, context: int) -> list[int]:
-        """Positions of each conversation; no question is heard for that, and what cannot be used is named."""
-        lengths, wrong, vocab = [], [], self.words.vocab
+        """Positions of each conversation; what cannot be used is named."""
+        samples, wrong = self._decoded()
+        lengths, vocab = [], self.words.vocab
         for one in self.talked:
+            if not samples.keys() >= set(_clips(one)):
+                continue  # named already
             try:
-                ids = self.row(one, hear_it=False).ids
-                lengths.append(len(ids))
-                if unknown := [i for i in ids if not 0 <= i < vocab]:
+                row = self.row(one, samples)
+                lengths.append(len(row.ids))
+                if unknown := [i for i in row.ids if not 0 <= i < vocab]:
                     raise ValueError(f"{one.where} holds the token ids {unknown[:4]}, the model's tokenizer has 0 to "
                                      f"{vocab - 1}; write ids of this model, or the text")  # fmt: skip
+                self._check_marks(one, row)
                 if lengths[-1] > context:
                     raise ValueError(f"{one.where} takes {lengths[-1]} positions, the model's context holds {context}; "
                                      f"cut it")  # fmt: skip
@@ -103,8 +118,32 @@ class Own:
         refuse(wrong)
         return lengths
 
-    def row(self, one: Talked, hear_it: bool = True) -> Row:
-        """A conversation as ids. Without ``hear_it`` the clips are only measured: the ids are the same.
+    def _decoded(self) -> tuple[dict[Path, int], list[str]]:
+        """Samples at WHISPER_RATE of every clip that can be read whole, and what is wrong with the others: headers do
+        not tell. Each is decoded once, one at a time."""
+        first: dict[Path, Talked] = {}
+        for one in self.talked:
+            first |= {file: one for file in _clips(one) if file not in first}
+        samples, wrong = {}, []
+        for file, one in progress(first.items(), "clips read", len(first)) if first else ():
+            try:
+                wav, rate = read_audio(file)
+                samples[file] = -(-len(wav) * WHISPER_RATE // rate)
+            except ValueError as error:
+                wrong.append(str(_located(one, error)))
+        return samples, wrong
+
+    def _check_marks(self, one: Talked, row: Row) -> None:
+        """Raises ValueError where there are other marks of sound than those around what is heard."""
+        pieces = len(row.patches)
+        for mark, wanted in ((AUDIO_START, pieces), (AUDIO_PATCH, sum(row.patches)), (AUDIO_END, pieces)):
+            if (found := row.ids.count(self.words.id(mark))) != wanted:
+                raise ValueError(f"{one.where} holds {mark} {found} times, what is heard in it makes {wanted}; write "
+                                 f"the mark otherwise in texts, and leave its id out of tokens")  # fmt: skip
+
+    def row(self, one: Talked, samples: Mapping[Path, int] | None = None) -> Row:
+        """A conversation as ids. Given the ``samples`` of its clips (at WHISPER_RATE), none is heard: the ids are the
+        same.
 
         Raises:
             ValueError: what is wrong with it, and its line.
@@ -113,7 +152,7 @@ class Own:
         try:
             for i, message in enumerate(one.messages):
                 if message["role"] != "assistant":
-                    given.append(self._heard(one, message, row, hear_it))
+                    given.append(self._heard(one, message, row, samples))
                     continue
                 row.add(self._written(given, tools))
                 chooses = bool(one.tools) and one.messages[i - 1]["role"] in ("user", "human")
@@ -122,13 +161,15 @@ class Own:
                 row.add(own, i >= one.first)
                 given, tools = [], None
         except ValueError as error:
-            raise error if one.where in str(error) else ValueError(f"{one.where}: {error}") from error
+            raise _located(one, error) from error
         return row
 
     def _written(self, given: Sequence[Mapping[str, Any]], tools: Sequence[Mapping] | None) -> list[int]:
         return encode_chat(given, self.words, tools, add_generation_prompt=False, codes=self.codes)
 
-    def _heard(self, one: Talked, message: Mapping[str, Any], row: Row, hear_it: bool) -> Mapping[str, Any]:
+    def _heard(
+        self, one: Talked, message: Mapping[str, Any], row: Row, samples: Mapping[Path, int] | None
+    ) -> Mapping[str, Any]:
         """A message to the model, with as many patches in place of its sound as that takes."""
         if not isinstance(message["content"], list):
             return message
@@ -137,16 +178,18 @@ class Own:
             if part["type"] != "audio":
                 said.append(part)
                 continue
-            if hear_it:
-                wav, rate = read_audio(one.folder / sound_file(part))
+            file = one.folder / sound_file(part)
+            if samples is None:
+                wav, rate = read_audio(file)
                 wav = resample(levelled(wav, self.level) if self.level else wav, rate, WHISPER_RATE)
                 mels = [hear(piece, WHISPER_RATE) for piece in pieces(wav)]
                 row.mels, row.seconds = row.mels + mels, row.seconds + len(wav) / WHISPER_RATE
                 frames = [mel.shape[-1] for mel in mels]
             else:
-                samples = math.ceil(duration(one.folder / sound_file(part)) * WHISPER_RATE - 1e-6)
-                frames = [(len(piece) + PAD) // WHISPER_HOP for piece in pieces(torch.zeros(1).expand(samples))]
-            said.append({"type": "audio", "patches": [patches(count) for count in frames]})
+                frames = [(len(piece) + PAD) // WHISPER_HOP for piece in pieces(torch.zeros(1).expand(samples[file]))]
+            counts = [patches(count) for count in frames]
+            row.patches += counts
+            said.append({"type": "audio", "patches": counts})
         return {**message, "content": said}
 
     def _answer(

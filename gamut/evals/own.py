@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from gamut.data.own_rows import Own
 from gamut.evals.metrics import error_rate, words
 from gamut.generate.ar import Prompt, generate
 from gamut.generate.sampling import Sampling
-from gamut.generate.speaker import LEVEL, SMALL, codec_of
+from gamut.generate.speaker import LEVEL, SMALL, codec_of, tools_of
+from gamut.io.folders import TAUGHT
 from gamut.io.report import Heading, Table
 from gamut.models.omni import Omni
 
@@ -50,6 +52,28 @@ class Pupil:
         encodes = codec is not None and not isinstance(codec, Token2Wav)
         small = sum(p.numel() for p in model.parameters()) < SMALL
         return cls(model, Tokenizer.from_pretrained(path), codec if encodes else None, LEVEL if small else 0.0)
+
+
+def taught(talked: Sequence[Talked], init: Path) -> dict[str, dict[str, bool]]:
+    """Requests that a small model begun as ``init`` learns, each with how it is to be asked (``Speaker.taught``).
+
+    Its folder comes with the tools of ``init``: where the data has others the model is asked without any, and a warning
+    says so. Nothing of a large model, which takes any request.
+    """
+    if not (init / TAUGHT).is_file():
+        return {}
+    known, others = {}, set()
+    shown = json.dumps(tools_of(init).schemas) if any(one.tools for one in talked) else ""
+    for one in talked:
+        same = json.dumps(list(one.tools)) == shown
+        if one.tools and not same:
+            others |= {str(tool.get("function", tool).get("name")) for tool in one.tools}
+        if one.system is not None:
+            known[one.system] = {"aloud": one.aloud, "tools": same}
+    if others:
+        warnings.warn(f"the data has tools that are not those of '{init}': {', '.join(sorted(others))}; the model "
+                      f"learns to call them, but gamut chat shows it no tools where these were on offer", stacklevel=2)
+    return known
 
 
 @dataclass(frozen=True)

@@ -69,12 +69,12 @@ class _Plain(html.parser.HTMLParser):
         self.hidden += tag in ("script", "style")
 
     def handle_endtag(self, tag: str) -> None:
-        self.hidden -= tag in ("script", "style")
+        self.hidden = max(0, self.hidden - (tag in ("script", "style")))  # pages close what they never opened
         if tag in ("p", "div", "li", "h1", "h2", "h3", "tr", "title", "br"):
             self.parts.append("\n\n")
 
     def handle_data(self, data: str) -> None:
-        if self.hidden <= 0:
+        if not self.hidden:
             self.parts.append(data)
 
 

@@ -15,12 +15,11 @@ from gamut.generate.sampling import Sampling
 from gamut.generate.tools import Toolbox, calculator, date_and_time
 from gamut.generate.voice import SpeechCodec
 from gamut.generate.voices import Voice, audio_search, four_tools, library, write_library
+from gamut.io.folders import CODEC, MENU, TAUGHT, VOICES
 from gamut.io.media import read_audio
 from gamut.models.int8 import load_int8
 from gamut.models.omni import Omni
 
-TAUGHT, MENU, VOICES = "taught.json", "menu.json", "voices"
-CODEC = "token2wav"  # folder beside the weights
 SMALL = 10**7  # parameters; below, threads wait for one another longer than they work: 40 s for 0.6 on a busy machine
 WEIGHTS = ("auto", "float32", "bfloat16", "int8")
 LEVEL = 0.05  # RMS a question is brought to: a small model has not heard whispers. Ours
@@ -37,7 +36,8 @@ class Speaker:
     codec: Any  # None: it answers in writing
     tools: Toolbox
     taught: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
-    """Requests a small model was taught, each with how it answers (``aloud``, ``tools``); a large one takes any."""
+    """Requests a small model was taught, each with how it answers (``aloud``, ``tools``), "" where it answers without
+    one; a large model takes any."""
     offers: bool = False
     """Whether a large model is shown its tools, whatever is asked."""
     ends: tuple[int, ...] = ()
@@ -51,7 +51,7 @@ class Speaker:
         """From a folder that ``save`` or ``gamut convert`` wrote, the run folder around it, or the released folder.
 
         It speaks if a codec lies beside the weights; a token2wav that came without voices needs one.
-        Its tools are those of ``four_tools`` where voices or a menu lie beside the weights.
+        Its tools are those of ``tools_of`` where nothing to search in is given.
 
         Args:
             voice: a recording, to be answered in its voice.
@@ -74,13 +74,9 @@ class Speaker:
         if given and taught:
             raise ValueError(f"'{path}' knows the tools it was taught and no others; documents and voices to search in "
                              f"are for a model that reads schemas, as the released one")
-        tools, clips = Toolbox([calculator()]), library(voices) if voices else []
-        if given:
-            found = [*([web_search(documents)] if documents else []), *([audio_search(clips)] if clips else [])]
-            tools = Toolbox([calculator(), date_and_time(), *found])
-        elif (path / VOICES).is_dir():
-            menu = json.loads((path / MENU).read_text()) if (path / MENU).exists() else {}
-            tools = four_tools(library(path / VOICES), menu)
+        clips = library(voices) if voices else []
+        found = [*([web_search(documents)] if documents else []), *([audio_search(clips)] if clips else [])]
+        tools = Toolbox([calculator(), date_and_time(), *found]) if given else tools_of(path)
         model, codec = _model(path, weights), codec_of(path)
         if codec is not None:
             codec.to(model.lm.norm.weight.device)
@@ -116,14 +112,16 @@ class Speaker:
         return f"weights: {kind} on the {norm.device.type}, {sum(t.nbytes for t in tensors) / 1e9:.3g} GB"
 
     def how(self, system: str = "") -> "How":
-        """What to ask for with a request; the first that is answered aloud if empty.
+        """What to ask for with a request. If empty: no request where the model was taught to answer without, otherwise
+        the first that is answered aloud.
 
         Raises:
             ValueError: a request that this model was not taught.
         """
-        system = system or next((name for name, how in self.taught.items() if how["aloud"]), "")
+        if not system and "" not in self.taught:
+            system = next((name for name, how in self.taught.items() if how["aloud"]), "")
         if self.taught and system not in self.taught:
-            listed = "\n  ".join(self.taught)
+            listed = "\n  ".join(name or "(nothing)" for name in self.taught)
             raise ValueError(f"this model was not taught to {system!r}; --system must be one of\n  {listed}")
         return How(system, **self.taught.get(system, {"tools": self.offers}))
 
@@ -151,6 +149,14 @@ def _model(path: Path, weights: str) -> Omni:
     if weights == "int8":
         return load_int8(path)
     return model.to("cuda" if gpu else "cpu", getattr(torch, weights))
+
+
+def tools_of(path: Path) -> Toolbox:
+    """The tools of a model's folder: ``four_tools`` where voices lie beside the weights, else a calculator."""
+    if not (path / VOICES).is_dir():
+        return Toolbox([calculator()])
+    menu = json.loads((path / MENU).read_text()) if (path / MENU).exists() else {}
+    return four_tools(library(path / VOICES), menu)
 
 
 def codec_of(path: Path) -> Any:

@@ -76,16 +76,10 @@ def read_adapter(path: str | Path, keys: ModuleType, config: Mapping) -> tuple[d
     """Tensors and alphas of an adapter folder, ours or peft's, under our names.
 
     Raises:
-        ValueError: no adapter there, damaged files, or a kind of adapter other than plain LoRA.
+        ValueError: no adapter there, damaged files, half a pair, or a kind of adapter other than plain LoRA.
     """
     path = Path(path)
-    if not (path / CONFIG).is_file():
-        raise ValueError(f"'{path}' has no {CONFIG}; give the folder that peft or gamut wrote the adapter to")
-    settings = json.loads((path / CONFIG).read_text())
-    for name, allowed in ONLY.items():
-        if settings.get(name, allowed) not in (allowed, None, [], {}):
-            raise ValueError(f"{name}={settings[name]!r} in '{path / CONFIG}' is not built; allowed: {allowed!r}")
-    tensors, alphas = {}, {}
+    settings, tensors, alphas = _settings(path), {}, {}
     for key, tensor in read_tensors(path / WEIGHTS).items():
         match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.(lora_[AB])(?:\.default)?\.weight", key)
         if match is None:
@@ -95,9 +89,55 @@ def read_adapter(path: str | Path, keys: ModuleType, config: Mapping) -> tuple[d
         name = ours.removesuffix(".weight")
         tensors[f"{name}.{part}"] = tensor
         alpha = float(_by_pattern(settings.get("alpha_pattern"), official, settings["lora_alpha"]))
+        if tensor.ndim != 2:
+            raise ValueError(f"{key!r} in '{path / WEIGHTS}' must have two axes, got shape {tuple(tensor.shape)}")
         rank = tensor.shape[part == "lora_B"]
         alphas[name] = alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha  # alpha / sqrt(rank) there
+    if halves := [name for name in alphas if not {f"{name}.lora_A", f"{name}.lora_B"} <= tensors.keys()]:
+        raise ValueError(f"'{path / WEIGHTS}' has only one of lora_A, lora_B for {', '.join(halves[:8])}")
+    if not alphas:
+        raise ValueError(f"'{path / WEIGHTS}' holds no adapter; give the folder that peft or gamut wrote one to")
     return tensors, alphas
+
+
+def _settings(path: Path) -> dict:
+    file = path / CONFIG
+    if not file.is_file():
+        raise ValueError(f"'{path}' has no {CONFIG}; give the folder that peft or gamut wrote the adapter to")
+    try:
+        settings = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"'{file}' is not JSON ({error}); save the adapter again") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"'{file}' must hold a JSON object, got {type(settings).__name__}")
+    for name, allowed in ONLY.items():
+        if settings.get(name, allowed) not in (allowed, None, [], {}):
+            raise ValueError(f"{name}={settings[name]!r} in '{file}' is not built; allowed: {allowed!r}")
+    patterns = settings.get("alpha_pattern") or {}
+    alphas = {"lora_alpha": settings.get("lora_alpha")} | (patterns if isinstance(patterns, dict) else {"": patterns})
+    for name, alpha in alphas.items():
+        if not isinstance(alpha, int | float):
+            field = "lora_alpha" if name == "lora_alpha" else f"alpha_pattern {name!r}"
+            raise ValueError(f"{field} in '{file}' must be a number, got {alpha!r}; save the adapter again")
+    return settings
+
+
+def check_adapter(
+    weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], alphas: Mapping[str, float]
+) -> None:
+    """Raises ValueError where an adapter is for layers that are not there, or for layers of other shapes."""
+    if lost := [name for name in alphas if f"{name}.weight" not in weights]:
+        raise ValueError(f"the adapter is for layers this checkpoint does not have: {', '.join(lost[:8])}")
+    wrong = []
+    for name in alphas:
+        a, b, weight = (tuple(one.shape) for one in
+                        (tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"], weights[f"{name}.weight"]))  # fmt: skip
+        if (b[0], a[1]) != weight or a[0] != b[1] or not a[0]:
+            wrong.append(f"{name} has A {a} and B {b} for a weight of {weight}")
+    if wrong:
+        more = f" ... and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise ValueError(f"the adapter does not fit this checkpoint: {'; '.join(wrong[:8])}{more}; give the model it "
+                         f"was trained on")  # fmt: skip
 
 
 def merge_adapter(
@@ -106,10 +146,9 @@ def merge_adapter(
     """Weights with the adapter added, each sum taken in fp32 and rounded to the weight's dtype.
 
     Raises:
-        ValueError: the adapter names a layer that is not there.
+        ValueError: as ``check_adapter``.
     """
-    if lost := [name for name in alphas if f"{name}.weight" not in weights]:
-        raise ValueError(f"the adapter is for layers this checkpoint does not have: {', '.join(lost[:8])}")
+    check_adapter(weights, tensors, alphas)
     merged = dict(weights)
     for name, alpha in alphas.items():
         a, b, weight = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"], weights[f"{name}.weight"]

@@ -5,6 +5,9 @@ Tensors keep their dtype and are only renamed (experts: stacked), so convert and
 """
 
 import json
+import re
+import shutil
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,9 +17,9 @@ from torch import Tensor
 
 import gamut
 from gamut.io import paraformer, token2wav
-from gamut.io.adapters import merge_adapter, read_adapter, write_adapter
+from gamut.io.adapters import check_adapter, merge_adapter, read_adapter, write_adapter
 from gamut.io.convert_onnx import convert_onnx
-from gamut.io.folders import INDEX, WEIGHTS, Content, check_loads, finite, load_config, load_tensors, save_folder
+from gamut.io.folders import CODEC, INDEX, WEIGHTS, Content, check_loads, finite, load_config, load_tensors, save_folder
 from gamut.io.keys import qwen, step1, step_audio_2
 from gamut.io.pickles import unpickled
 
@@ -64,9 +67,9 @@ def convert(src: str | Path, dst: str | Path) -> Path:
         f"`gamut export` writes the official layout back. Weights, licence and training are those of the original.\n"
     )
     wrapped = {"gamut": gamut.__version__, "class": kind, "config": config, "official": official}
-    files, voice = _carried(src), src / "token2wav"
+    files, voice = _carried(src, official), src / CODEC
     if token2wav.looks(voice):
-        files["token2wav"] = partial(token2wav.convert, voice)
+        files[CODEC] = partial(token2wav.convert, voice)
     check = partial(check_loads, src=src, kind=kind)
     return save_folder(dst, tensors, wrapped, card=card, files=files, check=check)
 
@@ -76,6 +79,9 @@ def export(
 ) -> Path:
     """Write one of our checkpoints in the official layout, which transformers and other tools load.
 
+    The code that a released config.json names goes along as it is, and so does a codec in its released form. What of
+    that is not in ``src`` is named in a warning and on the card.
+
     Args:
         src: a folder of ours.
         dst: a folder that does not exist yet.
@@ -83,7 +89,8 @@ def export(
         lora: an adapter folder (peft's layout). Without ``merge`` it becomes ``dst/adapter``.
         merge: add the adapter to the weights instead.
     Raises:
-        ValueError: not a folder of ours, no official family for it, an adapter that does not fit, dst exists.
+        ValueError: not a folder of ours, no official family for it, an adapter that is damaged or does not fit, dst
+            exists. Nothing is written then.
     """
     src, dst = Path(src), _fresh(dst)
     if to != "hf":
@@ -94,14 +101,22 @@ def export(
     if "gamut" not in wrapped:
         raise ValueError(f"'{src}' is not a gamut checkpoint; got config.json of {wrapped.get('model_type')!r}")
     config, keys = wrapped["config"], keys_of(wrapped["class"], wrapped["config"])
-    tensors = load_tensors(src)
-    if lora is not None and merge:
-        tensors = merge_adapter(tensors, *read_adapter(lora, keys, config))
-    official = _overlaid(wrapped.get("official", {}), keys.config_to_official(config))
-    files = _carried(src)
-    save_folder(dst, keys.to_official(tensors, config), official, card=_card(src), files=files)
-    if lora is not None and not merge:
-        write_adapter(dst / "adapter", *read_adapter(lora, keys, config), keys, config, base=str(dst))
+    tensors, official = load_tensors(src), _overlaid(wrapped.get("official", {}), keys.config_to_official(config))
+    files, lacks = _carried(src, official), _lacking(src, official)
+    if token2wav.looks(src / CODEC):
+        files[CODEC] = copied(src / CODEC)
+    if lora is not None:
+        adapter, alphas = read_adapter(lora, keys, config)
+        check_adapter(tensors, adapter, alphas)
+        if merge:
+            tensors = merge_adapter(tensors, adapter, alphas)
+        else:
+            files["adapter"] = partial(write_adapter, tensors=adapter, alphas=alphas, keys=keys, config=config,
+                                       base=str(dst))  # fmt: skip
+    card = "\n".join([_card(src), *lacks]).strip() + "\n" if lacks else _card(src)
+    save_folder(dst, keys.to_official(tensors, config), official, card=card, files=files)
+    if lacks:
+        warnings.warn(f"'{dst}' is not whole. {' '.join(lacks)}", stacklevel=2)
     return dst
 
 
@@ -141,8 +156,33 @@ def _fresh(dst: str | Path) -> Path:
     return dst
 
 
-def _carried(src: Path) -> dict[str, Content]:
-    return {name: src / name for name in CARRIED if (src / name).is_file()}
+def code_files(official: Mapping) -> list[str]:
+    """The Python files that auto_map of a config.json names. They are carried as data: gamut runs none of them."""
+    named = official.get("auto_map")
+    listed = [name for value in (named.values() if isinstance(named, dict) else ())
+              for name in (value if isinstance(value, list) else [value])]  # fmt: skip
+    found = (re.fullmatch(r"(\w+)\.\w+", name) for name in listed if isinstance(name, str))
+    return sorted({f"{match[1]}.py" for match in found if match})
+
+
+def copied(folder: Path) -> Content:
+    """What writes a folder again, hidden files left out."""
+    return partial(shutil.copytree, folder, ignore=shutil.ignore_patterns(".*"))
+
+
+def _carried(src: Path, official: Mapping) -> dict[str, Content]:
+    return {name: src / name for name in (*CARRIED, *code_files(official)) if (src / name).is_file()}
+
+
+def _lacking(src: Path, official: Mapping) -> list[str]:
+    """Sentences on what an official folder would hold and ``src`` does not."""
+    code = [name for name in code_files(official) if not (src / name).is_file()]
+    lost = [f"{', '.join(code)}: named by auto_map in config.json and not in '{src}'; transformers cannot load the "
+            f"folder without, copy from the released one."] if code else []  # fmt: skip
+    if (src / CODEC).is_dir() and not token2wav.looks(src / CODEC):
+        lost.append(f"{CODEC}/: it is in gamut's layout and stays in '{src}'; to speak, the folder needs the released "
+                    f"one.")  # fmt: skip
+    return lost
 
 
 def _card(src: Path) -> str:

@@ -81,7 +81,7 @@ def entries(table: Path) -> list[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 entry = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"'{table}' line {number} is not JSON ({getattr(error, 'msg', error)}); one "
                                  f"object a line") from error
             if not isinstance(entry, dict):

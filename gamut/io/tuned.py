@@ -1,22 +1,28 @@
 """A model after fine-tuning, as a folder like the one it began from: same dtype, same codec, tokenizer and voices."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 import gamut
-from gamut.io.convert import CARRIED
-from gamut.io.folders import Content, iterate_tensors, load_config, save_folder, tensor_files
+from gamut.io.convert import CARRIED, code_files, copied
+from gamut.io.folders import (
+    CODEC,
+    MENU,
+    TAUGHT,
+    VOICES,
+    Content,
+    iterate_tensors,
+    load_config,
+    save_folder,
+    tensor_files,
+)
 
-TAUGHT = "taught.json"  # requests of a small model, each with how it answers (generate/speaker.py)
-BESIDE = (*CARRIED, "menu.json", "LICENSE*", "LICENCE*", "NOTICE*")  # what a model is read with
-FOLDERS = ("token2wav", "voices")  # and speaks with
+BESIDE = (*CARRIED, MENU, "LICENSE*", "LICENCE*", "NOTICE*")  # what a model is read with
 
 
 def save_tuned(
@@ -35,17 +41,16 @@ def save_tuned(
     wrapped = {"gamut": gamut.__version__, "class": kind, "config": config}
     dtype = next(iterate_tensors(tensor_files(init)))[1].dtype
     cast = {name: tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    files = _carried(init)
+    files = _carried(init, official)
     if (init / TAUGHT).is_file():
         known = json.loads((init / TAUGHT).read_text())
         files[TAUGHT] = json.dumps(known | dict(taught), ensure_ascii=False, indent=1)
     return save_folder(path, cast, wrapped | ({"official": official} if official else {}), card=card, files=files)
 
 
-def _carried(init: Path) -> dict[str, Content]:
+def _carried(init: Path, official: Mapping[str, Any]) -> dict[str, Content]:
     """What goes with any weights: a downloaded folder holds much else (its history, other formats of the same)."""
-    skipped = shutil.ignore_patterns(".*")
-    files: dict[str, Content] = {name: partial(shutil.copytree, init / name, ignore=skipped)
-                                 for name in FOLDERS if (init / name).is_dir()}  # fmt: skip
-    kept = [file for file in sorted(init.iterdir()) if any(fnmatch(file.name, name) for name in BESIDE)]
+    files = {name: copied(init / name) for name in (CODEC, VOICES) if (init / name).is_dir()}
+    wanted = (*BESIDE, *code_files(official))
+    kept = [file for file in sorted(init.iterdir()) if any(fnmatch(file.name, name) for name in wanted)]
     return files | {file.name: file for file in kept if file.is_file()}

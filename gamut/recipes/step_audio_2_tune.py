@@ -136,7 +136,7 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
              ("conversations held out", 0 if held_out is train else len(held_out.talked))]  # fmt: skip
     tensors = gathered(model.state_dict())
     if run is not None and dist.rank() == 0:
-        taught = {one.system: {"aloud": one.aloud, "tools": bool(one.tools)} for one in train.talked if one.system}
+        taught = exam.taught(train.talked, init)
         lines = "\n".join(f"- {name}: {value:.4g}" for name, value in metrics.items())
         card = CARD.format(cfg.init, cfg.data or "an example", cfg.lora_rank, cfg.steps, cfg.seed, lines)
         save_tuned(run.path / "model", "Omni", asdict(model.config), tensors, init, taught, card)
