@@ -260,7 +260,7 @@ def chat(
 
     path, more = model or api.shipped("step_audio_2"), {"documents": documents, "voices": voices, "weights": weights}
     speaker = Speaker.load(path, voice, **more)
-    kept = [*([voice] if voice else []), *(Path(voices).glob("*") if voices else [])]
+    kept = [Path(file) for file in (voice, *(Path(voices).glob("*") if voices else ())) if file]
     if not speaker.small:
         print(speaker.weighs)
     chat(speaker, question, system=system, text=text, out=out, thinks=thinks, transcript=transcript, kept=kept)
