@@ -247,7 +247,7 @@ def chat(
         system: what the model is told to do with what it hears.
         text: what is said in writing, beside the sound.
         out: a .wav for the spoken answers.
-        voice: a recording; a model with a token2wav folder answers in its voice.
+        voice: a recording; a converted model answers in its voice.
         documents: a folder, or a URL with %s for the query, where a released model may search.
         voices: a folder of clips and a table of what they are like, to find a voice to answer in.
         thinks: ask for a thought before the answer.
@@ -287,9 +287,7 @@ def convert(src: Path, dst: Path, /) -> None:
     print(dst)
 
 
-def export(
-    src: Path, dst: Path, /, *, to: Literal["hf"] = "hf", lora: Path | None = None, merge: bool = False
-) -> None:
+def export(src: Path, dst: Path, /, *, to: Literal["hf"] = "hf", lora: Path | None = None, merge: bool = False) -> None:
     """Write one of our checkpoints in the official layout, for transformers and other tools.
 
     Args:
