@@ -138,6 +138,15 @@ def test_voices_are_chosen_and_kept(tmp_path):
         read_voices(tmp_path / "v.pt")
 
 
+def test_a_codec_with_a_folded_vocoder_loads(tmp_path):
+    codec, row = made(), ids(4)[None]
+    sound = codec.decode(row)
+    codec.hift.fold()
+    codec.save_pretrained(tmp_path / "codec")
+    again = Token2Wav.from_pretrained(tmp_path / "codec")
+    assert not again.config.hift.norm and torch.allclose(again.decode(row), sound, atol=1e-4)
+
+
 def test_the_first_voice_stays_the_default(tmp_path):
     """In any order, through save and load; a file that was written before the order was kept is read by name."""
     codec = Token2Wav.of(CODEC.flow, CODEC.hift, {"zed": voice(2), "a.b": voice(3), "jackson": voice(4)})

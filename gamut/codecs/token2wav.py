@@ -52,10 +52,15 @@ class Token2Wav(Pretrained, nn.Module):
 
     def __init__(self, config: Token2WavConfig = Token2WavConfig()):
         super().__init__()
-        self.config, self.voices = config, dict[str, Voice]()
+        self.voices = dict[str, Voice]()
         self.flow, self.hift = Flow(config.flow), HiFT(config.hift)
         self.stride = (config.hift.hop * config.flow.factor,)
         self.channels, self.vocab, self.causal, self.rate = 1, config.flow.vocab, False, config.hift.rate
+
+    @property
+    def config(self) -> Token2WavConfig:
+        """Of both halves as they are now: a folded vocoder says so."""
+        return Token2WavConfig(self.flow.config, self.hift.config)
 
     @classmethod
     def of(cls, flow: Flow, hift: HiFT, voices: dict[str, Voice] | None = None) -> "Token2Wav":
