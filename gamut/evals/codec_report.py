@@ -98,22 +98,22 @@ def switched(
     """Strings of digits by one person, spoken again in each other person's voice.
 
     ``switched/voice``: the asked-for person is recognised; ``switched/digits``: what is said is still heard right;
-    ``switched/before``: the share that the original recording already scores; ``switched/chance``: one in so many.
+    ``switched/voice/both``: both at once; ``switched/before``: the share that the original recording already scores; ``switched/chance``: one in so many.
     """
     rng = random.Random(f"switched {seed}")
     names = sorted(codec.voices)
-    hits, kept, before, count = 0, 0, 0, 0
+    hits, kept, both, before, count = 0, 0, 0, 0, 0
     for target in names:
         for _ in range(each):
             name, said = rng.choice([n for n in names if n != target]), [rng.randrange(10) for _ in range(3)]
             wav = digits.say(said, rng, vary=False, speaker=name).wav
             again = through(tokenizer, codec, wav, target)
-            hits += who(ear, again)[0] == target
+            known, heard = who(ear, again)[0] == target, hear(judge, again)[0] == said
+            hits, kept, both = hits + known, kept + heard, both + (known and heard)
             before += who(ear, wav)[0] == target
-            kept += hear(judge, again)[0] == said
             count += 1
-    return {"switched/voice": hits / count, "switched/digits": kept / count, "switched/before": before / count,
-            "switched/chance": 1 / len(names)}  # fmt: skip
+    return {"switched/voice": hits / count, "switched/digits": kept / count, "switched/voice/both": both / count,
+            "switched/before": before / count, "switched/chance": 1 / len(names)}  # fmt: skip
 
 
 def listen(tokenizer: S3Tokenizer, codec: Token2Wav, digits: Digits, count: int = 6) -> list:
