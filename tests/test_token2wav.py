@@ -1,6 +1,7 @@
 """Tokens to sound: lengths, slicing, voices, and the released folder's layout."""
 
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -136,6 +137,23 @@ def test_voices_are_chosen_and_kept(tmp_path):
     torch.save({}, tmp_path / "v.pt")
     with pytest.raises(ValueError, match="truncated or not a safetensors file"):
         read_voices(tmp_path / "v.pt")
+
+
+def test_what_was_read_is_opened_as_it_was_read():
+    other = CODEC.read("a", steps=2, newest=True)
+    for rules in ({}, {"steps": 2}, {"steps": 2, "newest": True}):
+        assert CODEC.open(voice=other, **rules).flow.states[0].rules == other.rules
+    with pytest.raises(ValueError, match=r"read for steps=2, newest=True, got steps=3, newest=False; read it for"):
+        CODEC.open(voice=other, steps=3)
+    with pytest.raises(ValueError, match=r"read for steps=1, newest=False, got steps=None, newest=True"):
+        CODEC.open(voice=READ, newest=True)
+
+
+def test_voices_that_do_not_fit_are_named_where_they_are_read(tmp_path):
+    codec = Token2Wav.of(CODEC.flow, CODEC.hift, {"a": voice(2), "b": replace(voice(3), mel_MT=torch.randn(8, 4))})
+    codec.save_pretrained(tmp_path / "codec")
+    with pytest.raises(ValueError, match=r"voice 'b' of .*voices\.safetensors.*3 tokens, a mel of 8 x 6 frames; got 6"):
+        Token2Wav.from_pretrained(tmp_path / "codec")
 
 
 def test_a_codec_with_a_folded_vocoder_loads(tmp_path):

@@ -151,7 +151,10 @@ class FlowV1(Pretrained, nn.Module):
         Args:
             voice: its mel may have any length: its tokens are stretched to it.
             steps, guidance: of the solver; None: the config's. noise_MT: the start; None: drawn from seed 0.
+        Raises:
+            ValueError: as of ``mu``, or a voice that does not fit.
         """
+        voice.fitting(self.config.speaker, self.config.mels)
         c, weight, prompt = self.config, self.project.weight, voice.mel_MT.shape[1]
         mu = self.mu(torch.cat([voice.ids_N, ids_N])[None].to(weight.device), len(voice.ids_N), prompt)
         shown = F.pad(voice.mel_MT.to(weight), (0, mu.shape[-1] - prompt))[None]

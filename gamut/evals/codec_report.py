@@ -98,7 +98,8 @@ def switched(
     """Strings of digits by one person, spoken again in each other person's voice.
 
     ``switched/voice``: the asked-for person is recognised; ``switched/digits``: what is said is still heard right;
-    ``switched/voice/both``: both at once; ``switched/before``: the share that the original recording already scores; ``switched/chance``: one in so many.
+    ``switched/voice/both``: both at once; ``switched/before``: the share that the original recording already scores;
+    ``switched/chance``: one in so many.
     """
     rng = random.Random(f"switched {seed}")
     names = sorted(codec.voices)
