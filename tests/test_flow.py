@@ -130,6 +130,14 @@ def test_a_voice_must_fit_wherever_it_is_used():
         model.mels([row[:0]] * 2, [Voice.of(torch.ones(6), 8)] * 2)
 
 
+def test_what_is_too_long_at_once_is_refused_before_anything_is_computed():
+    wanted = r"16386 steps at once need 4\.0 GiB for the scores of a layer, at most 4;.*a stream \(Token2Wav\.open\)"
+    with pytest.raises(ValueError, match="1 utterances of " + wanted):
+        flow().mels([ids(8193)], [Voice.of(torch.ones(6), 8)])
+    with pytest.raises(ValueError, match="2 utterances of 11590 steps"):
+        FlowV1(V1).mu(torch.zeros(2, 11590, dtype=torch.long))
+
+
 def test_the_start_is_shared_and_begins_again():
     assert torch.equal(start(None, 8, 3, 4), start(None, 8, 0, 30)[:, 3:7])
     assert torch.equal(start(None, 8, 29999, 2)[:, 1:], start(None, 8, 0, 1))

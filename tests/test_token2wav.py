@@ -156,6 +156,16 @@ def test_voices_that_do_not_fit_are_named_where_they_are_read(tmp_path):
         Token2Wav.from_pretrained(tmp_path / "codec")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_speak(tmp_path, dtype):
+    CODEC.save_pretrained(tmp_path / "codec")
+    other, row = Token2Wav.from_pretrained(tmp_path / "codec", dtype), ids(12)[None]
+    assert other.hift.dtype == other.flow.project.weight.dtype == dtype
+    stream = other.open(chunk=5)
+    for sound in (other.decode(row), torch.cat([stream.decode(row), stream.flush()], 1)):
+        assert sound.shape == (1, 12 * 960) and sound.dtype == torch.float32 and sound.isfinite().all()
+
+
 def test_a_codec_with_a_folded_vocoder_loads(tmp_path):
     codec, row = made(), ids(4)[None]
     sound = codec.decode(row)
