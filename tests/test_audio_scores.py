@@ -34,6 +34,15 @@ def test_noise_lowers_what_is_installed(name, package, best):
     assert equal[name] == pytest.approx(best, abs=0.1) and noisy[name] < equal[name] - 0.1
 
 
+@pytest.mark.parametrize("name, package, lowest", [("stoi", "pystoi", 0.0), ("pesq", "pesq", 1.0)])
+def test_silence_and_what_is_no_number_score_lowest(name, package, lowest):
+    pytest.importorskip(package, reason=f"{package} is not installed: pip install 'gamut[quality]'")
+    wav, broken = speech(), speech()
+    broken[100] = float("nan")
+    found = [resynthesis_scores(wav, made, 8000, band=8000)[0] for made in (torch.zeros_like(wav), broken)]
+    assert found[0] == found[1] and found[0][name] == lowest and found[0]["mel_distance"] > 1
+
+
 def test_missing_packages_and_too_short_sounds_are_reasons_not_errors(monkeypatch):
     monkeypatch.setitem(sys.modules, "pesq", None)
     monkeypatch.setitem(sys.modules, "pystoi", None)

@@ -94,7 +94,7 @@ def test_the_prompts_of_an_examination_are_the_rows_of_training(speaker, world, 
 
         monkeypatch.setattr("gamut.evals.conversations.generate", oracle)
         played = converse(speaker, [dialogue], library(world.digits, NAMES), menu(world.orders))
-        assert all(one.right for one in played) and all(one.tool == one.wanted_tool for one in played)
+        assert all(one.right for one in played) and all(one.made == one.wanted for one in played)
         for place, prompt in enumerate(asked):
             start, audio = _nth(learn, place), speaker.words.id("<audio_0>")
             assert [i for i in prompt if i < audio] == [i for i in ids[:start] if i < audio]
@@ -134,6 +134,21 @@ def test_scores_by_hand():
     assert found["digits/wer"] == pytest.approx(1 / 3) and found["calculator/exact"] == 0.5
     assert found["tools/choice"] == 0.75 and found["tools/choice/constant"] == 0.5
     assert (found["calculator/text"], found["none/text/constant"]) == (1.0, 1.0)
+
+
+def test_further_calls_and_other_tools_are_not_right(speaker):
+    turn = Turn("7", kind="calculator", calls=(("calculator", {"expression": "3+4"}),), results=("7",))
+    right = ToolCall("calculator", '{"expression": "3+4"}', "a")
+    tried = {
+        "right": ([right], (1, 1)), "another tool": ([replace(right, name="date")], (0, 0)),
+        "one too many": ([right, ToolCall("order", "{}", "b")], (0, 0)), "none": ([], (0, 0)),
+        "no JSON": ([replace(right, arguments="3+4")], (0, 1)),
+    }  # fmt: skip
+    for name, (calls, wanted) in tried.items():
+        found = scores([Played(Dialogue("", "", [turn], tools=True), turn, calls, [], "7")], DigitJudge().eval())
+        assert (found["calculator/exact"], found["tools/choice"]) == wanted, name
+    with pytest.raises(ValueError, match="no conversation to hold"):
+        converse(speaker, [], [], {})
 
 
 def test_orders_are_scored_by_drink_and_by_all_slots():

@@ -7,6 +7,7 @@ import torch
 from flows import CONFIG, flow, ids, lively, voice
 
 from gamut.codecs.flow import Flow, FlowConfig, Voice, start
+from gamut.codecs.flow_stream import Rules, begin
 from gamut.codecs.flow_v1 import FlowV1, FlowV1Config
 from gamut.evals.fixtures import Fixture
 from gamut.io.keys import flow as keys
@@ -108,6 +109,33 @@ def test_what_it_refuses():
         model.mels([ids(6)], [voice()], noise_MT=torch.zeros(8, 10))
     with pytest.raises(ValueError, match="heads that divide width"):
         FlowConfig(width=10, heads=4)
+
+
+def test_a_voice_must_fit_wherever_it_is_used():
+    model, old, row = flow(), lively(FlowV1(V1)), ids(6)
+    short, wide = replace(voice(3), mel_MT=torch.randn(8, 5)), Voice.of(torch.ones(7), 8)
+    for use in (lambda one: model.mels([row], [one]), lambda one: begin(model, one, Rules.of(model))):
+        with pytest.raises(ValueError, match=r"3 tokens, a mel of 8 x 6 frames; got 6 numbers and a mel of 8 x 5"):
+            use(short)
+        with pytest.raises(ValueError, match=r"speaker vector of 6 numbers.*got 7 numbers"):
+            use(wide)
+        with pytest.raises(ValueError, match=r"a mel of 8 x 0 frames; got 6 numbers and a mel of 80 x 0"):
+            use(Voice.of(torch.ones(6)))
+    assert old.mel(ids(12), short).isfinite().all()  # whose tokens are stretched to it
+    with pytest.raises(ValueError, match=r"for its 0 tokens, a mel of 8 x no frames; got 6 numbers and a mel of 8 x 5"):
+        old.mel(row, replace(short, ids_N=row[:0]))
+    with pytest.raises(ValueError, match="got 7 numbers"):
+        old.mel(row, wide)
+    with pytest.raises(ValueError, match="at least 1 token, got 2 utterances without any"):
+        model.mels([row[:0]] * 2, [Voice.of(torch.ones(6), 8)] * 2)
+
+
+def test_what_is_too_long_at_once_is_refused_before_anything_is_computed():
+    wanted = r"16386 steps at once need 4\.0 GiB for the scores of a layer, at most 4;.*a stream \(Token2Wav\.open\)"
+    with pytest.raises(ValueError, match="1 utterances of " + wanted):
+        flow().mels([ids(8193)], [Voice.of(torch.ones(6), 8)])
+    with pytest.raises(ValueError, match="2 utterances of 11590 steps"):
+        FlowV1(V1).mu(torch.zeros(2, 11590, dtype=torch.long))
 
 
 def test_the_start_is_shared_and_begins_again():

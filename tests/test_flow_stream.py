@@ -97,6 +97,15 @@ def test_streams_out_of_step_share_their_batches():
         stream().decode(ids(4).expand(2, -1))
 
 
+def test_a_bad_id_is_refused_before_any_stream_takes_anything():
+    rows, streams = [ids(20), ids(20, 1)], [stream(), stream()]
+    with pytest.raises(ValueError, match=r"must lie in \[0, 50\), got 0\.\.99"):
+        together(streams, [rows[0][None], torch.tensor([[0, 99]])])
+    made = together(streams, [row[None] for row in rows], end=True)
+    for row, pieces in zip(rows, made, strict=True):
+        assert torch.allclose(torch.cat(pieces, 2)[0], streamed(row, []), atol=5e-5)
+
+
 def test_a_smaller_first_piece_is_heard_sooner():
     one = stream(chunk=(2, 5))
     sizes = [one.decode(ids(1, n)[None]).shape[-1] for n in range(14)]

@@ -107,6 +107,39 @@ def test_saved_and_loaded_normed_or_folded(tmp_path):
     torch.testing.assert_close(HiFT.from_pretrained(tmp_path / "b").decode(x), model.decode(x), atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_are_near(dtype):
+    """Pitch, source and spectra are fp32, and so is the sound, offline and in a stream."""
+    x, other = mel(24), tiny().to(dtype)
+    sound = tiny().decode(x)
+    stream = streaming(other, chunk=20)
+    for made in (other.decode(x), torch.cat([stream.decode(x), stream.flush()], 1)):
+        assert made.dtype == torch.float32 and made.shape == sound.shape and made.isfinite().all()
+    window, both = torch.ones(512), (sound, other.decode(x))
+    spectra = [torch.stft(wav, 512, window=window, return_complex=True).abs() for wav in both]
+    assert (spectra[0] - spectra[1]).abs().mean() < 0.1 * spectra[0].mean()
+
+
+def test_its_mel_is_as_wide_as_its_sound():
+    two = {"upsample": (5, 4), "kernels": (11, 8), "source_kernels": (7, 7)}
+    narrow = HiFT(HiFTConfig(rate=8000, width=8, pitch_width=8, **two))
+    assert narrow.encode(torch.randn(1, 800)).shape == (1, 80, 10)
+    odd = HiFT(replace(narrow.config, upsample=(5, 3), kernels=(11, 7), fft_hop=3, n_fft=12))
+    with pytest.raises(ValueError, match=r"even n_fft - hop and at least 1 sample, got n_fft=180, hop=45"):
+        odd.encode(torch.randn(1, 900))
+
+
+def test_what_a_vocoder_refuses():
+    with pytest.raises(ValueError, match=r"exceed their rates by an even number; got .*kernels=\(16, 11, 6\)"):
+        HiFTConfig(kernels=(16, 11, 6))
+    with pytest.raises(ValueError, match=r"a kernel and a source kernel for each rate.*got upsample=\(8, 5\)"):
+        HiFTConfig(upsample=(8, 5))
+    with pytest.raises(ValueError, match="at least 1 mel frame, got none"):
+        tiny().decode(mel(0))
+    with pytest.raises(ValueError, match="and 0 samples"):
+        tiny().encode(torch.zeros(1, 0))
+
+
 def test_its_mel_and_back():
     model = tiny()
     assert model.stride == (480,)

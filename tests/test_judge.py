@@ -9,7 +9,7 @@ import torch
 
 from gamut.data import sources
 from gamut.data.spoken import Digits
-from gamut.evals.judges import Sphinx, hear, trust
+from gamut.evals.judges import Sphinx, hear, trust, who
 from gamut.models.judge import DigitJudge, DigitJudgeConfig, best_path, ctc
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "step_audio_2_codec"
@@ -48,6 +48,17 @@ def test_it_hears_nothing_in_silence_and_survives_it():
     for wav in (torch.zeros(0), torch.zeros(1), torch.zeros(4000)):
         heard, confidence = hear(judge, wav)
         assert 0 <= confidence <= 1 and all(0 <= digit < 10 for digit in heard)
+
+
+def test_what_is_no_number_says_nothing():
+    """Whatever the weights: each of them would name a digit and a person in any sound."""
+    torch.manual_seed(0)
+    judge = DigitJudge(DigitJudgeConfig(width=8, dilations=(1,), classes=2, names=("a", "b"))).eval()
+    judge.last.bias.data = torch.tensor([9.0, 0.0, -9.0])
+    wav = torch.randn(4000)
+    assert hear(judge, wav)[0] and who(judge, wav)[0] == "a"
+    wav[5] = math.nan
+    assert hear(judge, wav) == ([], 0.0) and who(judge, wav) == ("", 0.0)
 
 
 def test_loudness_does_not_matter():

@@ -1,5 +1,6 @@
 """Linguistic tokens: a stream is a stream however it is cut; names, folders. Parity is in test_parity.py."""
 
+import copy
 import json
 
 import numpy as np
@@ -66,6 +67,22 @@ def test_a_chunk_is_out_before_later_sound_is_in_and_never_changes(tokenizer, wa
 )  # fmt: skip
 def test_how_many_tokens(tokenizer, samples, tokens):
     assert tokenizer.encode(torch.randn(1, samples) * 0.1).shape == (1, tokens)
+
+
+def test_less_than_480_samples_behind_a_chunk_are_skipped_whatever_the_stacks():
+    config = LinguisticConfig(width=16, heads=2, ffn=16, layers=1, centroids=20, side=5, skip=4, chunk=(0, 6, 7))
+    torch.manual_seed(0)
+    model = LinguisticTokenizer(config).eval()
+    whole, over, more = (model.encode(torch.randn(1, count) * 0.1).shape[1] for count in (5760, 5760 + 479, 5760 + 480))
+    assert whole == over < more
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_make_tokens_too(tokenizer, wav, dtype):
+    """Sound, features and distances stay fp32; most tokens are the same."""
+    other = copy.deepcopy(tokenizer).to(dtype)
+    same = (other.encode(wav.to(dtype) if dtype == torch.float64 else wav) == tokenizer.encode(wav)).float().mean()
+    assert same > (0.5 if dtype == torch.bfloat16 else 0.8)
 
 
 def test_features_are_frames_side_by_side(tokenizer, wav):

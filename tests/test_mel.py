@@ -14,7 +14,7 @@ from gamut.codecs import mel
 from gamut.codecs.codec import Codec
 from gamut.codecs.fbank import fbank
 from gamut.codecs.griffin_lim import griffin_lim
-from gamut.codecs.vocoder_mel import log_mel, mel22, mel24
+from gamut.codecs.vocoder_mel import log_mel, mel22, mel24, vocoder_mel
 from gamut.io import media
 from gamut.io.media import resample
 
@@ -224,3 +224,12 @@ def test_a_codec_is_recognised_by_its_parts():
         encode = decode = streaming = lambda self, x: x
 
     assert isinstance(Half(), Codec) and not isinstance(object(), Codec)
+
+
+def test_a_shorter_window_and_the_full_band():
+    wav, sizes = torch.randn(1, 4800) * 0.1, {"rate": 24000, "n_fft": 1920, "hop": 480}
+    plain = vocoder_mel(wav, **sizes)
+    assert torch.equal(vocoder_mel(wav, win=1920, **sizes), plain)
+    short, full = vocoder_mel(wav, win=960, **sizes), vocoder_mel(wav, fmax=None, **sizes)
+    assert short.shape == full.shape == plain.shape and not torch.allclose(short, plain, atol=0.1)
+    assert torch.equal(full, vocoder_mel(wav, fmax=12000.0, **sizes))

@@ -12,6 +12,7 @@ from gamut.codecs.weave import Marks
 from gamut.data.conversations import vocabulary
 from gamut.data.own import read_conversations, split, unfolded
 from gamut.data.own_rows import Own
+from gamut.evals.own import scored
 from gamut.generate.tools import calculator
 from gamut.generate.voice import SpeechCodec
 from gamut.io.media import write_audio
@@ -141,6 +142,11 @@ def test_a_folder_of_clips_with_transcripts_is_conversations_too(folder, monkeyp
     assert len(long.mels) == 2 and long.ids.count(WORDS.id("<audio_start>")) == 2
     question, answer = own.question(own.talked[1])
     assert WORDS.decode(question.ids).endswith("<|BOT|>assistant\n") and WORDS.decode(answer) == "12<|EOT|>"
+
+
+def test_no_answers_have_no_score():
+    with pytest.raises(ValueError, match="no answers to score; give at least one conversation"):
+        scored([])
 
 
 def said(content, **more) -> str:

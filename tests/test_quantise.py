@@ -40,6 +40,10 @@ def test_ids_outside_the_codebook_are_refused():
         FSQ((3, 3)).ids_to_codes(torch.tensor([[0, 9]]))
     with pytest.raises(ValueError, match="at least 2 levels"):
         FSQ((3, 1))
+    with pytest.raises(ValueError, match=r"2 levels are not reached with a spread of 0\.4995.*a spread above 0\.5"):
+        FSQ((3, 2), 0.4995)
+    with pytest.raises(ValueError, match=r"a spread above 0\.166667"):
+        FSQ((4,), 0.1)
 
 
 def test_the_s3_tokenizers_thresholds():

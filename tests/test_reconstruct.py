@@ -77,6 +77,13 @@ def test_critics_widths_and_sizes():
     assert all(score.shape[0] == 2 and score.isfinite().all() for score in scores)
     with pytest.raises(ValueError, match=r"fraction of the critics' widths must lie in \(0, 1\], got 0"):
         Critics(fraction=0)
+    with pytest.raises(ValueError, match="sounds of at least 1025 samples, got 1024"):
+        critics(torch.randn(1, 1024))
+
+
+def test_a_pitch_needs_a_frame():
+    with pytest.raises(ValueError, match="frames of 480 samples, got 479 samples"):
+        pitch(torch.randn(1, 479), 24000, 480)
 
 
 def test_a_period_critic_sees_each_column_alone():

@@ -1,6 +1,7 @@
 """Tokens to sound: lengths, slicing, voices, and the released folder's layout."""
 
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -136,6 +137,42 @@ def test_voices_are_chosen_and_kept(tmp_path):
     torch.save({}, tmp_path / "v.pt")
     with pytest.raises(ValueError, match="truncated or not a safetensors file"):
         read_voices(tmp_path / "v.pt")
+
+
+def test_what_was_read_is_opened_as_it_was_read():
+    other = CODEC.read("a", steps=2, newest=True)
+    for rules in ({}, {"steps": 2}, {"steps": 2, "newest": True}):
+        assert CODEC.open(voice=other, **rules).flow.states[0].rules == other.rules
+    with pytest.raises(ValueError, match=r"read for steps=2, newest=True, got steps=3, newest=False; read it for"):
+        CODEC.open(voice=other, steps=3)
+    with pytest.raises(ValueError, match=r"read for steps=1, newest=False, got steps=None, newest=True"):
+        CODEC.open(voice=READ, newest=True)
+
+
+def test_voices_that_do_not_fit_are_named_where_they_are_read(tmp_path):
+    codec = Token2Wav.of(CODEC.flow, CODEC.hift, {"a": voice(2), "b": replace(voice(3), mel_MT=torch.randn(8, 4))})
+    codec.save_pretrained(tmp_path / "codec")
+    with pytest.raises(ValueError, match=r"voice 'b' of .*voices\.safetensors.*3 tokens, a mel of 8 x 6 frames; got 6"):
+        Token2Wav.from_pretrained(tmp_path / "codec")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_speak(tmp_path, dtype):
+    CODEC.save_pretrained(tmp_path / "codec")
+    other, row = Token2Wav.from_pretrained(tmp_path / "codec", dtype), ids(12)[None]
+    assert other.hift.dtype == other.flow.project.weight.dtype == dtype
+    stream = other.open(chunk=5)
+    for sound in (other.decode(row), torch.cat([stream.decode(row), stream.flush()], 1)):
+        assert sound.shape == (1, 12 * 960) and sound.dtype == torch.float32 and sound.isfinite().all()
+
+
+def test_a_codec_with_a_folded_vocoder_loads(tmp_path):
+    codec, row = made(), ids(4)[None]
+    sound = codec.decode(row)
+    codec.hift.fold()
+    codec.save_pretrained(tmp_path / "codec")
+    again = Token2Wav.from_pretrained(tmp_path / "codec")
+    assert not again.config.hift.norm and torch.allclose(again.decode(row), sound, atol=1e-4)
 
 
 def test_the_first_voice_stays_the_default(tmp_path):

@@ -98,3 +98,9 @@ def test_a_short_run_learns_to_read():
     after = read_digits(reader, digits)
     assert not tokenizer.training and before < 0.2 and after["tokens/read"] >= 0.4 and after["tokens/codes"] >= 5
     assert probe(tokenizer, digits, digits, lambda d: d.digits, places=2) >= 0.4
+
+
+def test_version_1_is_not_trained():
+    config = S3Config(version=1, mels=32, width=32, layers=1, heads=2, ffn=64, codebook=30)
+    with pytest.raises(ValueError, match="not trained: nothing teaches its codewords; train one of version 2"):
+        train_tokenizer(S3Reader(S3Tokenizer(config), labels=10, layers=1), lambda index: None, steps=1)

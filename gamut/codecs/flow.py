@@ -87,6 +87,21 @@ class Voice:
             mel_MT = torch.cat([mel_MT, mel_MT[:, -1:].expand(-1, frames - have)], 1)
         return cls(ids_N, mel_MT[:, :frames], speaker_S)
 
+    def fitting(self, speaker: int, mels: int, factor: int | None = None) -> "Voice":
+        """Itself, where a flow of such sizes can speak in it; without ``factor`` a mel may have any length.
+
+        Raises:
+            ValueError: another width of the speaker vector, other mel bins, or a mel that is not its tokens'.
+        """
+        tokens, frames = len(self.ids_N), self.mel_MT.shape[-1]
+        fits = frames == factor * tokens if factor else bool(frames) == bool(tokens)
+        if not fits or len(self.speaker_S) != speaker or len(self.mel_MT) != mels:
+            wanted = f"{factor * tokens}" if factor else "some" if tokens else "no"
+            raise ValueError(f"a voice for this flow needs a speaker vector of {speaker} numbers and, for its {tokens} "
+                             f"tokens, a mel of {mels} x {wanted} frames; got {len(self.speaker_S)} numbers and a mel "
+                             f"of {len(self.mel_MT)} x {frames}; Voice.make cuts a mel to its tokens")
+        return self
+
     @classmethod
     def of(cls, speaker_S: Tensor, mels: int = 80) -> "Voice":
         """A speaker vector alone."""
@@ -108,12 +123,16 @@ class Flow(Pretrained, nn.Module):
         self.project = Linear(c.width, c.mels)
         self.estimator = ConvDiT(4 * c.mels, c.mels, c.dit_width, c.dit_layers, c.dit_heads, c.dit_head_dim, c.dit_mlp)
 
-    def embedded(self, ids_BN: Int[Tensor, "B N"]) -> Float[Tensor, "B N I"]:
-        """What the encoder takes. Raises ValueError for an id outside [0, vocab)."""
+    def known(self, ids_BN: Int[Tensor, "*B N"]) -> Int[Tensor, "*B N"]:
+        """The ids themselves. Raises ValueError for one outside [0, vocab)."""
         if ids_BN.numel() and not 0 <= int(ids_BN.min()) <= int(ids_BN.max()) < self.config.vocab:
             raise ValueError(f"speech tokens must lie in [0, {self.config.vocab}), got "
                              f"{int(ids_BN.min())}..{int(ids_BN.max())}; drop what is no code before the flow")
-        return self.embed(ids_BN)
+        return ids_BN
+
+    def embedded(self, ids_BN: Int[Tensor, "B N"]) -> Float[Tensor, "B N I"]:
+        """What the encoder takes. Raises ValueError for an id outside [0, vocab)."""
+        return self.embed(self.known(ids_BN))
 
     def mu(
         self, ids_BN: Int[Tensor, "B N"], counts_BN: Bool[Tensor, "B N"] | None = None, chunk: int | None = None
@@ -173,13 +192,18 @@ class Flow(Pretrained, nn.Module):
         Returns:
             ``factor`` frames per token (M, T), without the prompt.
         Raises:
-            ValueError: an id out of range, not one voice each, a start that is too short.
+            ValueError: an id out of range, not one voice each or one that does not fit, no tokens at all, a start that
+                is too short.
         """
         c, dtype, device = self.config, self.project.weight.dtype, self.project.weight.device
         if len(ids) != len(voices) or not ids:
             raise ValueError(f"each utterance needs a voice, and there must be one; got {len(ids)} and {len(voices)}")
+        for voice in voices:
+            voice.fitting(c.speaker, c.mels, c.factor)
         rows = [torch.cat([voice.ids_N, row]).to(device) for row, voice in zip(ids, voices, strict=True)]
         lengths_B = torch.tensor([len(row) for row in rows], device=device)
+        if not int(lengths_B.max()):
+            raise ValueError(f"a flow needs at least 1 token, got {len(ids)} utterances without any")
         ids_BN = pad_sequence(rows, batch_first=True)
         even = int(lengths_B.min()) == ids_BN.shape[1]
         counts_BN = None if even else torch.arange(ids_BN.shape[1], device=device) < lengths_B[:, None]

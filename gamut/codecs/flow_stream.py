@@ -59,6 +59,7 @@ def begin(flow: Flow, voice: Voice, rules: Rules, noise_MT: Float[Tensor, "M _"]
     """A stream that has read the voice's prompt. What the prompt's last tokens look ahead to is the prompt's own
     beginning, as released: what follows is not known yet."""
     c, like = flow.config, flow.project.weight
+    voice.fitting(c.speaker, c.mels, c.factor)
     speaker_1M = flow.spoken_by(voice.speaker_S[None].to(like))
     solver = [Past(flow.estimator, 2) for _ in range(rules.steps)]
     state = FlowState(rules, speaker_1M, EncoderPast(flow.encoder), solver)
@@ -162,12 +163,14 @@ def together(
     Returns:
         the pieces of each stream; the first of each is empty.
     Raises:
-        ValueError: rows that a stream does not have.
+        ValueError: rows that a stream does not have, or an id out of range. No stream has then taken anything.
     """
-    made = []
     for stream, ids_BN in zip(streams, ids, strict=True):
         if len(ids_BN) != len(stream.states):
             raise ValueError(f"the stream has {len(stream.states)} rows, got tokens for {len(ids_BN)}")
+        stream.flow.known(ids_BN)
+    made = []
+    for stream, ids_BN in zip(streams, ids, strict=True):
         stream.ids_BN = torch.cat([stream.ids_BN, ids_BN.cpu()], 1)
         device, mels = stream.flow.project.weight.device, stream.flow.config.mels
         made.append([torch.zeros(len(stream.states), mels, 0, device=device)])

@@ -18,7 +18,7 @@ from gamut.codecs.flow import Voice, start
 from gamut.io.meta import meta
 from gamut.io.pretrained import Plain, Pretrained
 from gamut.losses.flow import Stats, dropped, flow_matching
-from gamut.nn.conformer import Block, Entrance, positions
+from gamut.nn.conformer import Block, Entrance, check_length, positions
 from gamut.nn.linear import Linear
 from gamut.nn.ode import cosine, cosine_times, euler, guided
 from gamut.nn.unet1d import UNet1d
@@ -56,7 +56,7 @@ class Conformer(nn.Module):
 
     def __init__(self, inputs: int, width: int, layers: int, heads: int, ffn: int):
         super().__init__()
-        self.entrance = Entrance(inputs, width)
+        self.entrance, self.heads = Entrance(inputs, width), heads
         self.blocks = nn.ModuleList(Block(width, heads, ffn) for _ in range(layers))
         self.norm = nn.LayerNorm(width, 1e-5)
 
@@ -64,6 +64,7 @@ class Conformer(nn.Module):
         self, x_BNI: Float[Tensor, "B N I"], mask: Bool[Tensor, "#B 1 #N N"] | None = None
     ) -> Float[Tensor, "B N D"]:
         """``mask`` says which keys count."""
+        check_length(len(x_BNI), self.heads, x_BNI.shape[1], x_BNI)
         x, N = self.entrance(x_BNI), x_BNI.shape[1]
         table = positions(N, N, x.shape[-1], x)
         for block in self.blocks:
@@ -151,7 +152,10 @@ class FlowV1(Pretrained, nn.Module):
         Args:
             voice: its mel may have any length: its tokens are stretched to it.
             steps, guidance: of the solver; None: the config's. noise_MT: the start; None: drawn from seed 0.
+        Raises:
+            ValueError: as of ``mu``, or a voice that does not fit.
         """
+        voice.fitting(self.config.speaker, self.config.mels)
         c, weight, prompt = self.config, self.project.weight, voice.mel_MT.shape[1]
         mu = self.mu(torch.cat([voice.ids_N, ids_N])[None].to(weight.device), len(voice.ids_N), prompt)
         shown = F.pad(voice.mel_MT.to(weight), (0, mu.shape[-1] - prompt))[None]

@@ -48,6 +48,14 @@ class HiFTConfig(Plain):
     limit: float = 0.99
     norm: bool = True  # weights are kept as length and direction, as for training
 
+    def __post_init__(self):
+        sizes = tuple(map(len, (self.upsample, self.kernels, self.source_kernels)))
+        misfits = [(r, k) for r, k in zip(self.upsample, self.kernels, strict=False) if k < r or (k - r) % 2]
+        if len(set(sizes)) > 1 or misfits:
+            raise ValueError(f"a HiFT needs a kernel and a source kernel for each rate of upsampling, and kernels that "
+                             f"exceed their rates by an even number; got upsample={self.upsample}, "
+                             f"kernels={self.kernels}, source_kernels={self.source_kernels}")
+
     @property
     def hop(self) -> int:
         """Samples of sound per mel frame."""
@@ -104,9 +112,16 @@ class HiFT(Pretrained, nn.Module):
         return self
 
     def encode(self, signal: Float[Tensor, "B T"]) -> Float[Tensor, "B M F"]:
-        """The mel that ``decode`` takes, of sound at ``config.rate``; T // hop frames."""
-        hop = self.config.hop
-        return vocoder_mel(signal, rate=self.config.rate, n_fft=4 * hop, hop=hop, mels=self.config.mels)
+        """The mel that ``decode`` takes, of sound at ``config.rate``; T // hop frames. Bands end at 8 kHz, or where the
+        sound does. Raises ValueError for no sample."""
+        rate, hop = self.config.rate, self.config.hop
+        top = min(8000.0, rate / 2)
+        return vocoder_mel(signal, rate=rate, n_fft=4 * hop, hop=hop, mels=self.config.mels, fmax=top)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights. Source and spectra are fp32 all the same, and so is the sound."""
+        return self.pre.bias.dtype  # pyright: ignore[reportReturnType, reportOptionalMemberAccess]
 
     def noise(self, batch: int, frames: int, seed: int | None = 0) -> Noise:
         """Numbers for a source of so many frames: the same for each row, so that its sound does not depend on the
@@ -122,10 +137,11 @@ class HiFT(Pretrained, nn.Module):
     ) -> Float[Tensor, "B T"]:
         """Sound of a mel and a source of F * hop samples."""
         c = self.config
+        dtype = self.dtype
         window = hann(c.n_fft, source_BT.dtype, source_BT.device)
         spectrum = torch.stft(source_BT, c.n_fft, c.fft_hop, window=window, return_complex=True)
-        spectrum_BKT = torch.cat([spectrum.real, spectrum.imag], 1)
-        x, stages = cast(Any, (self.pre(mel_BMF), self.blocks))
+        spectrum_BKT = torch.cat([spectrum.real, spectrum.imag], 1).to(dtype)
+        x, stages = cast(Any, (self.pre(mel_BMF.to(dtype)), self.blocks))
         for i, blocks in enumerate(stages):
             x = self.ups[i](F.leaky_relu(x, c.slope))
             if i == len(self.ups) - 1:
@@ -153,8 +169,11 @@ class HiFT(Pretrained, nn.Module):
     def decode_with_source(
         self, mel_BMF: Float[Tensor, "B M F"], noise: Noise | None = None, before: Float[Tensor, "B _"] | None = None
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-        """``decode``, and the source it used."""
-        source_BT = self.source(self.pitch(mel_BMF), noise or self.noise(len(mel_BMF), mel_BMF.shape[-1]))
+        """``decode``, and the source it used. Raises ValueError for no frame."""
+        if not mel_BMF.shape[-1]:
+            raise ValueError("a vocoder needs at least 1 mel frame, got none")
+        noise = noise or self.noise(len(mel_BMF), mel_BMF.shape[-1])
+        source_BT = self.source(self.pitch(mel_BMF.to(self.dtype)).float(), noise)
         if before is not None:
             source_BT[:, : before.shape[-1]] = before
         return self(mel_BMF, source_BT), source_BT

@@ -98,6 +98,6 @@ def streaming(hift: HiFT, batch: int = 1, chunk: int | None = 50, context: int =
         chunk: frames decoded at a time (50 are the 25 tokens of the released wrapper); None: what a call brings.
         context: frames decoded again with the next chunk; as many frames of sound are cross-faded and held back.
     """
-    silence = hift.pre.weight.new_zeros(batch, hift.config.mels, 0)
+    silence = torch.zeros(batch, hift.config.mels, 0, device=hift.pre.weight.device)
     return HiFTStream(hift.decode_with_source, lambda frames, number: hift.noise(batch, frames, number),
                       hift.config.hop, silence, chunk, context)  # fmt: skip

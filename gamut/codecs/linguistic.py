@@ -24,6 +24,7 @@ from gamut.nn.sanm import EPS, Block, Kept
 
 RATE, SIZE, HOP = 16000, 400, 160  # 25 ms frames every 10 ms
 STEP = 960  # samples per token
+LEAST = 480  # samples at the end that are still read, as released
 SCALE = 1 << 15  # the recogniser was trained on 16-bit samples as they are
 
 
@@ -117,7 +118,7 @@ class LinguisticStream:
         self.wav_BT = torch.zeros(batch, 0, device=device)  # not yet a chunk
         self.heard_BT = self.wav_BT  # of chunks, not yet a frame
         self.frames_BFM: Tensor | None = None  # not yet stacked
-        self.seen_BNI = torch.zeros(batch, c.chunk[0] + c.chunk[2], c.mels * c.side, device=device)
+        self.seen_BNI = tokenizer.norm.weight.new_zeros(batch, c.chunk[0] + c.chunk[2], c.mels * c.side)
         self.kept: list[Kept | None] = [None] * c.layers
         self.features: list[Tensor] = []
         self.encoded: list[Tensor] = []
@@ -125,7 +126,7 @@ class LinguisticStream:
     @torch.no_grad()
     def encode(self, wav_BT: Float[Tensor, "B T"]) -> Int[Tensor, "B N"]:
         """Take more sound at 16 kHz, return the tokens of the chunks that it completes (often none)."""
-        self.wav_BT = torch.cat([self.wav_BT, wav_BT.to(self.wav_BT.device)], 1)
+        self.wav_BT = torch.cat([self.wav_BT, wav_BT.to(self.wav_BT)], 1)
         size, made = self.tokenizer.config.chunk[1] * STEP, []
         while self.wav_BT.shape[1] >= size:
             chunk, self.wav_BT = self.wav_BT[:, :size], self.wav_BT[:, size:]
@@ -134,9 +135,10 @@ class LinguisticStream:
 
     @torch.no_grad()
     def flush(self) -> Int[Tensor, "B N"]:
-        """The tokens of the last, unfinished chunk. Sound that ends with a whole chunk has none, as released."""
+        """The tokens of the last, unfinished chunk. Sound that ends with a whole chunk, or by less than 480 samples
+        behind one, has none, as released."""
         chunk, self.wav_BT = self.wav_BT, self.wav_BT[:, :0]
-        return self._tokens(chunk, last=True) if chunk.shape[1] else self._none()
+        return self._tokens(chunk, last=True) if chunk.shape[1] >= LEAST else self._none()
 
     def _none(self) -> Tensor:
         return self.wav_BT.new_zeros(len(self.wav_BT), 0, dtype=torch.long)
@@ -145,7 +147,7 @@ class LinguisticStream:
         stacked = self._stacked(chunk_BT, last)
         if stacked is None or not stacked.shape[1]:
             return self._none()
-        features = (stacked + self.tokenizer.shift) * self.tokenizer.scale
+        features = (stacked + self.tokenizer.shift.float()) * self.tokenizer.scale.float()
         encoded = self._encoded(features)
         if self.keep:
             self.features.append(features)
@@ -184,7 +186,7 @@ class LinguisticStream:
         at = positions(self.step + 1, new, features_BNI.shape[2])  # counted from 1
         given = features_BNI * math.sqrt(c.width) + at.to(features_BNI)
         self.step += new
-        x = torch.cat([self.seen_BNI, given], 1)
+        x = torch.cat([self.seen_BNI, given.to(self.seen_BNI)], 1)
         self.seen_BNI = x[:, -self.seen_BNI.shape[1] :]
         keep = None if c.look_back < 0 else c.look_back * c.chunk[1]
         for i, block in enumerate([net.first, *net.blocks]):

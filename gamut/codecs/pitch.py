@@ -21,9 +21,13 @@ def pitch(
         quiet: RMS of full scale below which a frame is silent.
     Returns:
         T // hop frames.
+    Raises:
+        ValueError: a range that the rate does not allow, or less than a frame.
     """
     if not 0 < low < high <= rate / 4:
         raise ValueError(f"pitch is looked for in 0 < low < high <= a quarter of {rate} Hz, got {low} and {high}")
+    if wav_BT.shape[-1] < hop:
+        raise ValueError(f"pitch is found in frames of {hop} samples, got {wav_BT.shape[-1]} samples")
     longest, shortest = int(rate / low) + 1, int(rate / high)
     span = 2 * longest
     frames = wav_BT.shape[-1] // hop

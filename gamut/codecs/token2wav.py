@@ -52,10 +52,15 @@ class Token2Wav(Pretrained, nn.Module):
 
     def __init__(self, config: Token2WavConfig = Token2WavConfig()):
         super().__init__()
-        self.config, self.voices = config, dict[str, Voice]()
+        self.voices = dict[str, Voice]()
         self.flow, self.hift = Flow(config.flow), HiFT(config.hift)
         self.stride = (config.hift.hop * config.flow.factor,)
         self.channels, self.vocab, self.causal, self.rate = 1, config.flow.vocab, False, config.hift.rate
+
+    @property
+    def config(self) -> Token2WavConfig:
+        """Of both halves as they are now: a folded vocoder says so."""
+        return Token2WavConfig(self.flow.config, self.hift.config)
 
     @classmethod
     def of(cls, flow: Flow, hift: HiFT, voices: dict[str, Voice] | None = None) -> "Token2Wav":
@@ -70,7 +75,7 @@ class Token2Wav(Pretrained, nn.Module):
         """See ``Pretrained``; voices are read where there are any."""
         codec = super().from_pretrained(path, dtype)
         if (Path(path) / VOICES).is_file():
-            codec.voices = read_voices(Path(path) / VOICES)
+            codec.voices = read_voices(Path(path) / VOICES, codec.config.flow)
         return codec
 
     def save_pretrained(self, path: str | Path, card: str = "", files: dict | None = None) -> Path:
@@ -141,8 +146,13 @@ class Token2Wav(Pretrained, nn.Module):
         Args:
             chunk: tokens of a piece, or of the first, second ... piece; None: the flow's 25, a second of sound.
             voice: its prompt is read here, which takes a while; what ``read`` gives is read already.
-            steps, newest: see ``codecs/flow_stream.Rules``.
+            steps, newest: see ``codecs/flow_stream.Rules``; what is read already was read by its own.
+        Raises:
+            ValueError: no such voice, or steps and newest that are not those by which it was read.
         """
+        if isinstance(voice, FlowState) and (steps not in (None, voice.rules.steps) or newest > voice.rules.newest):
+            raise ValueError(f"this voice was read for steps={voice.rules.steps}, newest={voice.rules.newest}, got "
+                             f"steps={steps}, newest={newest}; read it for those: read(voice, steps=…, newest=…)")
         state = voice if isinstance(voice, FlowState) else self.read(voice, steps=steps, newest=newest)
         return WavStream(self, [copy.deepcopy(state) for _ in range(batch)], chunk)
 
@@ -169,7 +179,11 @@ class WavStream:
         return decode_together([self], [ids_BN])[0]
 
     def flush(self) -> Float[Tensor, "B T"]:
-        """The sound of the tokens still held back, and what was held back to be faded into more."""
+        """The sound of the tokens still held back, and what was held back to be faded into more.
+
+        More tokens may follow, as when an answer speaks, writes, and speaks again: the flow goes on in what it has
+        behind it, chunks are counted on, and the vocoder begins anew. What has nothing to do with it needs ``open``.
+        """
         return decode_together([self], [self.flow.ids_BN[:, :0]], end=True)[0]
 
 
@@ -187,18 +201,26 @@ def decode_together(
     return sound
 
 
-def read_voices(file: str | Path) -> dict[str, Voice]:
+def read_voices(file: str | Path, flow: FlowConfig | None = None) -> dict[str, Voice]:
     """Voices of a safetensors file, in the order they were written; of an older file, in that of their names.
 
+    Args:
+        flow: what they are for; None: anything.
     Raises:
-        ValueError: not such a file, or one of a voice's three tensors is missing.
+        ValueError: not such a file, one of a voice's three tensors is missing, or a voice does not fit the flow.
     """
     tensors = read_tensors(file)
     order = json.loads(read_notes(file).get(ORDER, "[]"))
     names = list(dict.fromkeys([*order, *sorted({name.rpartition(".")[0] for name in tensors})]))
     if missing := [f"{n}.{part}" for n in names for part in ("ids", "mel", "speaker") if f"{n}.{part}" not in tensors]:
         raise ValueError(f"'{file}' holds no voices: {', '.join(missing[:8])} missing")
-    return {n: Voice(tensors[f"{n}.ids"], tensors[f"{n}.mel"], tensors[f"{n}.speaker"]) for n in names}
+    voices = {n: Voice(tensors[f"{n}.ids"], tensors[f"{n}.mel"], tensors[f"{n}.speaker"]) for n in names}
+    for name, voice in voices.items() if flow else ():
+        try:
+            voice.fitting(flow.speaker, flow.mels, flow.factor)
+        except ValueError as error:
+            raise ValueError(f"voice {name!r} of '{file}': {error}") from None
+    return voices
 
 
 def write_voices(file: str | Path, voices: dict[str, Voice]) -> None:

@@ -13,13 +13,19 @@ from gamut.codecs.mel import filtered, stft
 
 def vocoder_mel(
     wav: Float[Tensor, "*B T"], *, rate: int, n_fft: int, hop: int, mels: int = 80, fmin: float = 0.0,
-    fmax: float | None = 8000.0,
+    fmax: float | None = 8000.0, win: int | None = None,
 ) -> Float[Tensor, "*B M F"]:
-    """Natural-log magnitude mel in the HiFi-GAN manner: mirrored by (n_fft - hop) / 2, so T // hop frames.
+    """Natural-log magnitude mel in the HiFi-GAN manner: mirrored by (n_fft - hop) / 2, so T // hop frames; frame f is
+    centred on (f + 1/2) hop.
 
+    Raises:
+        ValueError: n_fft - hop is odd, or there is no sample.
     Source: fact sheet §6.1 and its 22.05 kHz sibling; fixture audio_frontends.
     """
-    spectrum = stft(wav, n_fft, hop, pad=(n_fft - hop) // 2)
+    if (n_fft - hop) % 2 or not wav.shape[-1]:
+        raise ValueError(f"this mel needs an even n_fft - hop and at least 1 sample, got n_fft={n_fft}, hop={hop} and "
+                         f"{wav.shape[-1]} samples")
+    spectrum = stft(wav, n_fft, hop, win=win, pad=(n_fft - hop) // 2)
     magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
     return filtered(magnitude, rate, n_fft, mels, fmin, fmax).clamp(min=1e-5).log()
 

@@ -18,6 +18,7 @@ from gamut.codecs.mel import WHISPER_RATE, whisper_mel
 from gamut.codecs.s3_tokenizer import S3Tokenizer
 from gamut.codecs.timbre import timbre
 from gamut.codecs.vocoder_mel import RATE24, mel24
+from gamut.data.disguise import warped
 from gamut.data.spoken import RATE, Digits
 from gamut.io.media import resample
 
@@ -93,13 +94,6 @@ def varied(
     lens = torch.tensor([len(mel) for mel in heard])
     ids, counts = tokenizer.tokens(pad_sequence(heard, batch_first=True).transpose(1, 2), lens)
     return Voiced(ids, pad_sequence(mels, batch_first=True).transpose(1, 2), torch.stack(others), counts)
-
-
-def warped(mel_MF: Float[Tensor, "M F"], factor: float) -> Float[Tensor, "M F"]:
-    """Every band's level is read at ``factor`` times its place, between bands by a straight line."""
-    at_M = (torch.arange(len(mel_MF)) * factor).clamp(max=len(mel_MF) - 1)
-    low_M, part_M1 = at_M.long(), (at_M - at_M.floor())[:, None]
-    return torch.lerp(mel_MF[low_M], mel_MF[(low_M + 1).clamp(max=len(mel_MF) - 1)], part_M1)
 
 
 def sample(digits: Digits, speaker: str, rng: random.Random, count: int = 3) -> Float[Tensor, "1 S"]:

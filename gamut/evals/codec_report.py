@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gamut.codecs.flow import Flow, Voice
@@ -24,6 +25,7 @@ from gamut.io.media import resample
 from gamut.io.report import Audio, Card, Columns, Heading, Mel
 from gamut.models.judge import DigitJudge
 
+HOP = 480  # samples at 24 kHz of a mel frame
 AT_ONCE = 30  # recordings in one batch of the flow
 
 
@@ -47,7 +49,8 @@ def at_every_cut(
     """Shares of held-out recordings heard right after each part, and how near their sound stays to the recording.
 
     ``recorded``: as they are; ``vocoder``: mel and back; ``flow``: tokens, flow, Griffin-Lim; ``chain``: tokens, flow,
-    vocoder, in the speaker's own voice. STOI and PESQ (narrow band) where installed.
+    vocoder, in the speaker's own voice. STOI and PESQ (narrow band) where installed, as means over the recordings that
+    they can score, whose number stands beside them (``chain/stoi_of``): many digits are too short.
     """
     ids = [tokens(tokenizer, wav)[0] for wav in digits.wavs]
     mels = []
@@ -56,7 +59,7 @@ def at_every_cut(
     ways: dict[str, Callable[[int], Tensor]] = {
         "recorded": lambda i: digits.wavs[i],
         "vocoder": lambda i: _vocoded(codec, speech_mel(whole(digits.wavs[i]))),
-        "flow": lambda i: resample(griffin_lim(mels[i], rate=RATE24, n_fft=1920, hop=480, fmax=8000.0), RATE24, RATE),
+        "flow": lambda i: resample(without_vocoder(mels[i]), RATE24, RATE),
         "chain": lambda i: _vocoded(codec, mels[i]),
     }
     out = {"tokens/used": float(len(torch.cat(ids).unique()))}
@@ -68,8 +71,16 @@ def at_every_cut(
             for score, value in [] if way == "recorded" else _near(wav, sound):
                 near[score].append(value)
         out[f"{way}/accuracy"] = right / len(digits)
-        out |= {f"{way}/{score}": sum(values) / len(values) for score, values in near.items() if values}
+        for score, values in near.items():
+            out |= {f"{way}/{score}": sum(values) / len(values)} if values else {}
+            out |= {f"{way}/{score}_of": float(len(values))} if values and score != "mel_distance" else {}
     return out
+
+
+def without_vocoder(mel_MF: Tensor) -> Tensor:
+    """Griffin-Lim's sound of a mel at 24 kHz. Frames of this mel lie half a hop later than those that Griffin-Lim
+    takes (``vocoder_mel`` and ``log_mel``), so the sound is brought there."""
+    return F.pad(griffin_lim(mel_MF, rate=RATE24, n_fft=4 * HOP, hop=HOP, fmax=8000.0), (HOP // 2, -HOP // 2))
 
 
 def _vocoded(codec: Token2Wav, mel_MF: Tensor) -> Tensor:
@@ -87,22 +98,23 @@ def switched(
     """Strings of digits by one person, spoken again in each other person's voice.
 
     ``switched/voice``: the asked-for person is recognised; ``switched/digits``: what is said is still heard right;
-    ``switched/before``: the share that the original recording already scores; ``switched/chance``: one in so many.
+    ``switched/voice/both``: both at once; ``switched/before``: the share that the original recording already scores;
+    ``switched/chance``: one in so many.
     """
     rng = random.Random(f"switched {seed}")
     names = sorted(codec.voices)
-    hits, kept, before, count = 0, 0, 0, 0
+    hits, kept, both, before, count = 0, 0, 0, 0, 0
     for target in names:
         for _ in range(each):
             name, said = rng.choice([n for n in names if n != target]), [rng.randrange(10) for _ in range(3)]
             wav = digits.say(said, rng, vary=False, speaker=name).wav
             again = through(tokenizer, codec, wav, target)
-            hits += who(ear, again)[0] == target
+            known, heard = who(ear, again)[0] == target, hear(judge, again)[0] == said
+            hits, kept, both = hits + known, kept + heard, both + (known and heard)
             before += who(ear, wav)[0] == target
-            kept += hear(judge, again)[0] == said
             count += 1
-    return {"switched/voice": hits / count, "switched/digits": kept / count, "switched/before": before / count,
-            "switched/chance": 1 / len(names)}  # fmt: skip
+    return {"switched/voice": hits / count, "switched/digits": kept / count, "switched/voice/both": both / count,
+            "switched/before": before / count, "switched/chance": 1 / len(names)}  # fmt: skip
 
 
 def listen(tokenizer: S3Tokenizer, codec: Token2Wav, digits: Digits, count: int = 6) -> list:

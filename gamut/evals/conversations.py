@@ -71,20 +71,35 @@ class Played:
         return self.text == self.turn.answer
 
     @property
-    def tool(self) -> str:
-        """The tool that was called; "" for none."""
-        return self.calls[0].name if self.calls else ""
+    def made(self) -> list[tuple[str, Any]]:
+        """Name and arguments of every call, in order; arguments that are no JSON are None."""
+        return [(call.name, _plain(call.arguments)) for call in self.calls]
 
     @property
-    def wanted_tool(self) -> str:
-        return self.turn.calls[0][0] if self.turn.calls else ""
+    def wanted(self) -> list[tuple[str, Any]]:
+        """The calls that are right."""
+        return [(name, dict(arguments)) for name, arguments in self.turn.calls]
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """The tools that were called, in order; none is ()."""
+        return tuple(name for name, _ in self.made)
+
+    @property
+    def wanted_tools(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.wanted)
 
     @property
     def arguments(self) -> Any:
-        try:
-            return json.loads(self.calls[0].arguments) if self.calls else None
-        except ValueError:
-            return None
+        """Of the first call."""
+        return self.made[0][1] if self.calls else None
+
+
+def _plain(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return None
 
 
 @dataclass
@@ -119,7 +134,13 @@ def converse(
     speaker: Speaker, dialogues: Sequence[Dialogue], voices: Sequence[Voice], menu: Mapping[str, Sequence[str]],
     sampling: Sampling = GREEDY,
 ) -> list[Played]:
-    """Hold all of them, many at once, turn by turn. The tools run; their clock and counter are the dialogue's."""
+    """Hold all of them, many at once, turn by turn. The tools run; their clock and counter are the dialogue's.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not dialogues:
+        raise ValueError("there is no conversation to hold; give at least one")
     held = []
     for dialogue in dialogues:
         box = four_tools(voices, menu, clock=lambda when=dialogue.when: when, number=lambda n=dialogue.number: n)
@@ -218,10 +239,10 @@ def silenced(dialogue: Dialogue) -> Dialogue:
 def scores(played: Sequence[Played], judge: DigitJudge, people: DigitJudge | None = None) -> dict[str, float]:
     """Shares in [0, 1] (wer: errors per digit); what was not asked is not there.
 
-    ``KIND/text`` is the words, ``KIND/aloud`` the sound as the judge hears it; ``tools/choice`` the tool, or none,
-    where all were on offer; ``calculator/exact`` the whole call; ``voice/recognised`` the voice that was asked for, as
-    the judge of speakers hears it; ``order/drink`` and ``order/slots`` what was ordered. ``/constant``: the commonest
-    right answer of the kind, always.
+    ``KIND/text`` is the words, ``KIND/aloud`` the sound as the judge hears it; ``tools/choice`` the tools that were
+    called, or none, and no other, where all were on offer; ``calculator/exact`` all calls, with their arguments;
+    ``voice/recognised`` the voice that was asked for, as the judge of speakers hears it; ``order/drink`` and
+    ``order/slots`` what was ordered. ``/constant``: the commonest right answer of the kind, always.
     """
     out: dict[str, float] = {}
     by_kind: dict[str, list[Played]] = {}
@@ -242,11 +263,11 @@ def scores(played: Sequence[Played], judge: DigitJudge, people: DigitJudge | Non
         if aloud := [one for one in sums if one.turn.aloud]:
             out["arithmetic/aloud"] = _share(_said(judge, one) for one in aloud)
     if offered := [one for one in played if one.dialogue.tools]:
-        out["tools/choice"] = _share(one.tool == one.wanted_tool for one in offered)
-        tools = Counter(one.wanted_tool for one in offered)
+        out["tools/choice"] = _share(one.tools == one.wanted_tools for one in offered)
+        tools = Counter(one.wanted_tools for one in offered)
         out["tools/choice/constant"] = tools.most_common(1)[0][1] / len(offered)
     if some := by_kind.get("calculator"):
-        out["calculator/exact"] = _share(one.arguments == dict(one.turn.calls[0][1]) for one in some)
+        out["calculator/exact"] = _share(one.made == one.wanted for one in some)
     if (some := by_kind.get("audio_search")) and people is not None:
         out["voice/recognised"] = _share(len(one.wav) > 0 and who(people, one.wav)[0] == one.turn.voice for one in some)
         out["voice/recognised/chance"] = 1 / len(people.config.names)

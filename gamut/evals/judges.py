@@ -23,10 +23,13 @@ SURE = 0.9  # a confidence from which the judge counts as convinced; ours
 
 @torch.no_grad()
 def hear(judge: DigitJudge, wav_T: Float[Tensor, " T"]) -> tuple[list[int], float]:
-    """(digits heard, confidence in [0, 1] of the least sure one); nothing heard is ([], 0).
+    """(digits heard, confidence in [0, 1] of the least sure one); nothing heard, or samples that are no numbers, is
+    ([], 0).
 
     The sound is brought to one loudness and set between two tenths of a second of silence first.
     """
+    if not wav_T.isfinite().all():
+        return [], 0.0
     wav_T = F.pad(levelled(wav_T), (RATE // 10,) * 2)
     return best_path(judge(judge_mel(wav_T, judge.config.mels)[None])[0], blank=judge.config.classes)
 
@@ -50,11 +53,13 @@ def trust(judge: DigitJudge, digits: Digits, seed: int = 0) -> dict[str, float]:
 
 @torch.no_grad()
 def who(judge: DigitJudge, wav_T: Float[Tensor, " T"]) -> tuple[str, float]:
-    """(who speaks, confidence in [0, 1]) of 8 kHz sound; where nobody does, ("", 0).
+    """(who speaks, confidence in [0, 1]) of 8 kHz sound; where nobody does, or samples are no numbers, ("", 0).
 
     The frames in which somebody speaks vote with their probabilities. Confidence is the winner's share of them, lowered
     where fewer than 0.16 s of the sound are anybody's.
     """
+    if not wav_T.isfinite().all():
+        return "", 0.0
     wav_T = F.pad(levelled(wav_T), (RATE // 10,) * 2)
     p_PC = judge(judge_mel(wav_T, judge.config.mels)[None])[0].exp()
     spoken = p_PC[:, -1] < 0.5
@@ -88,7 +93,9 @@ class Sphinx:
         self.decoder, self.known = pocketsphinx.Decoder(samprate=16000, loglevel="FATAL"), set[int]()
 
     def hear(self, wav_T: Float[Tensor, " T"], count: int) -> list[int]:
-        """The likeliest string of ``count`` digits in 8 kHz sound; [] if none fits."""
+        """The likeliest string of ``count`` digits in 8 kHz sound; [] if none fits, or samples are no numbers."""
+        if not wav_T.isfinite().all():
+            return []
         if count not in self.known:
             words = f"( {' | '.join(DIGITS)} ) " * count
             self.decoder.add_jsgf_string(f"digits{count}", f"#JSGF V1.0; grammar digits; public <digits> = {words};")

@@ -145,7 +145,13 @@ def answered(model: Omni, own: Own, count: int = 64, longest: int = LONGEST) -> 
 
 def scored(answers: Sequence[Answered]) -> dict[str, float]:
     """``wer``: errors per word (per character where words are not set apart) of the answers that have any;
-    ``exact``: answers right as a whole; ``calls``: tool calls exactly right, of the answers that should make any."""
+    ``exact``: answers right as a whole; ``calls``: tool calls exactly right, of the answers that should make any.
+
+    Raises:
+        ValueError: there are no answers.
+    """
+    if not answers:
+        raise ValueError("there are no answers to score; give at least one conversation")
     said = [a for a in answers if symbols(a.wanted)]
     calling = [a for a in answers if a.wanted_calls]
     found = {"exact": sum(a.right for a in answers) / len(answers)}

@@ -65,9 +65,10 @@ def run_frontends(fixture: Fixture) -> dict[str, Ours]:
     for name in fixture.outputs:
         if kilohertz := re.fullmatch(r"mel(2[24])", name):
             c = fixture.config[name]
+            top = None if c["fmax"] is None else float(c["fmax"])
             value = vocoder_mel(
                 given[f"wav{kilohertz[1]}"][None], rate=c["sampling_rate"], n_fft=c["n_fft"], hop=c["hop"],
-                mels=c["num_mels"], fmin=float(c["fmin"]), fmax=float(c["fmax"]),
+                mels=c["num_mels"], fmin=float(c["fmin"]), fmax=top, win=c.get("win"),
             )  # fmt: skip
             ours[name] = Ours(value)
         elif rates := re.fullmatch(r"resample_(\d+)_(\d+)", name):

@@ -86,7 +86,7 @@ class AudioEncoder(Pretrained, nn.Module):
         if mels_NMF.shape[1] != c.mels or not 1 <= frames <= 2 * c.positions:
             raise ValueError(f"this encoder takes {c.mels} mel channels and 1 to {2 * c.positions} frames "
                              f"({c.positions / 50:g} s), got {mels_NMF.shape[1]} and {frames}; cut longer sound with "
-                             f"gamut.codecs.mel.pieces")
+                             f"gamut.io.media.pieces")
         keep, x_NMF = 1, mels_NMF.to(self.conv1.weight.dtype)
         if c.edge in ("alone", "closed") and lens_N is not None:
             keep = torch.arange(frames, device=mels_NMF.device) < self._ends(lens_N.to(mels_NMF.device))[:, None, None]

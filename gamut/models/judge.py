@@ -41,7 +41,7 @@ class DigitJudge(Pretrained, nn.Module):
         self.last = nn.Conv1d(config.width, config.classes + 1, 1)  # the last class is CTC's blank
 
     def forward(self, mel_BMF: Float[Tensor, "B M F"]) -> Float[Tensor, "B P C"]:
-        """Log-probabilities; P = ceil(F / 2). Mels are natural logs of magnitudes (``evals.judges.mel``)."""
+        """Log-probabilities; P = ceil(F / 2). Mels are natural logs of magnitudes (``data.listening.judge_mel``)."""
         x = self.first(mel_BMF.clamp(min=self.config.floor))
         x = F.dropout(F.gelu(self.norm(x)), 0.1, self.training)
         x = F.dropout(self.blocks(x), 0.2, self.training)

@@ -14,6 +14,16 @@ from torch.nn import functional as F
 
 from gamut.nn.linear import Linear, linear
 
+LARGEST = 4 << 30  # bytes of one layer's scores, which grow with the square of the length; ours
+
+
+def check_length(rows: int, heads: int, steps: int, like: Tensor) -> None:
+    """Raises ValueError where utterances are too long to be computed at once: 164 s of one at the released sizes."""
+    if (size := rows * heads * steps * (2 * steps - 1) * like.element_size()) > LARGEST:
+        raise ValueError(f"{rows} utterances of {steps} steps at once need {size / 2**30:.1f} GiB for the scores of a "
+                         f"layer, at most {LARGEST >> 30}; take fewer or shorter ones, or a stream (Token2Wav.open), "
+                         f"which needs no more the longer it gets")
+
 
 class Grown:
     """Keys and values of one stream, oldest first, in a buffer that doubles when it is full."""
@@ -156,7 +166,10 @@ class UpsamplingConformer(nn.Module):
             chunk: tokens; each sees its own chunk and all before. None: everything.
         Returns:
             ``factor`` steps per token; those of tokens that do not count mean nothing.
+        Raises:
+            ValueError: more than can be computed at once; see ``check_length``.
         """
+        check_length(len(x_BNI), self.heads, x_BNI.shape[1] * self.factor, x_BNI)
         x = self.entrance(x_BNI)
         x = x if counts_BN is None else x * counts_BN[..., None]
         counts_BT = None if counts_BN is None else counts_BN.repeat_interleave(self.factor, 1)

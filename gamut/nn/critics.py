@@ -72,11 +72,14 @@ class Critics(nn.Module):
         super().__init__()
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction of the critics' widths must lie in (0, 1], got {fraction}")
+        self.shortest = max(*periods, max(sizes) // 2 + 1)  # samples: what is mirrored at the ends must be there
         self.critics = nn.ModuleList([PeriodCritic(period, fraction) for period in periods])
         self.critics.extend(SpectrumCritic(size, fraction) for size in sizes)
 
     def forward(self, wav_BT: Float[Tensor, "B T"]) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """(scores, features), an entry for each critic."""
+        """(scores, features), an entry for each critic. Raises ValueError for sounds shorter than ``shortest``."""
+        if wav_BT.shape[-1] < self.shortest:
+            raise ValueError(f"these critics need sounds of at least {self.shortest} samples, got {wav_BT.shape[-1]}")
         said = [critic(wav_BT) for critic in self.critics]
         return [score for score, _ in said], [features for _, features in said]
 

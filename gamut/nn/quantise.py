@@ -34,6 +34,10 @@ class FSQ(nn.Module):
         self.spread = spread
         if not levels or min(levels) < 2:
             raise ValueError(f"each FSQ coordinate needs at least 2 levels, got levels={tuple(levels)}")
+        if close := [count for count in levels if count % 2 == 0 and (count - 1) * spread <= 0.5]:
+            raise ValueError(f"{close[0]} levels are not reached with a spread of {spread}: an even count needs "
+                             f"(levels - 1) * spread above 0.5; take an odd one, or a spread above "
+                             f"{0.5 / (close[0] - 1):g}")
         self.vocab = math.prod(levels)
         radix = [math.prod(levels[:d]) for d in range(len(levels))]
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
@@ -63,6 +67,7 @@ class VQ(nn.Module):
     """The nearest of a list of codewords to the input scaled to length 1; gradients pass straight through.
 
     Source: S3 tokenizer v1 (Step-Audio fact sheet §2.3): distances are Euclidean, codewords of any length.
+    Its codewords are read, not learned: no gradient reaches them.
     """
 
     def __init__(self, vocab: int, width: int):

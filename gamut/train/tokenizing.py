@@ -29,12 +29,17 @@ def train_tokenizer(
     Args:
         make: batch number index.
         aligned: learn from the labels of tokens; else by CTC from what is said, as one must where nobody knows when.
+    Raises:
+        ValueError: a tokenizer of version 1, whose codewords nothing here teaches.
     """
+    if reader.tokenizer.config.version == 1:
+        raise ValueError("an S3 tokenizer of version 1 can be loaded and used, not trained: nothing teaches its "
+                         "codewords; train one of version 2 (FSQ), S3Config(version=2)")
 
     def step(batch: Read, phase: str):
         read = reader(batch.mels, batch.lens)
-        latent = None if reader.tokenizer.config.version == 1 else read.latent
-        loss, stats = tokenizer_loss(read.logits, batch.labels if aligned else batch.said, read.counts, latent)
+        loss, stats = tokenizer_loss(
+            read.logits, batch.labels if aligned else batch.said, read.counts, read.latent)
         return loss, stats | {"audio_s": batch.mels.shape[0] * batch.mels.shape[2] / 100}
 
     optim = Optim(lr=lr, warmup=max(1, steps // 10), weight_decay=0.01, betas=(0.9, 0.98))
