@@ -4,7 +4,7 @@
 PYTHON ?= python3
 JOBS ?= 2
 # The demo starts from a shipped model two thirds through its training, and goes on for about ten minutes;
-# `gamut run step_audio_2` learns everything from nothing, in nine times that.
+# `gamut run step_audio_2` learns everything from nothing, in ten times that.
 DEMO := --init weights/step_audio_2_base --hear-steps 0 --align-steps 0 --main-steps 0 --sft-steps 900 --lr 0.0006 --each 16
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
