@@ -13,7 +13,7 @@ from gamut.data.scripts import VOICES
 from gamut.generate.retrieval import Index, passages, plain, web_search, words
 from gamut.generate.speak import with_sound
 from gamut.generate.tools import Found, Tool, Toolbox, order_counter
-from gamut.generate.voices import Voice, audio_search, library
+from gamut.generate.voices import Voice, audio_search, four_tools, library
 from gamut.io.media import write_audio
 
 pytest.importorskip("bm25s")
@@ -172,3 +172,5 @@ def test_an_order_is_taken_and_a_wrong_one_is_not():
     assert ask(tool, coffeeDrink="latte", milkAmount="a bit of milk") == "order number 17"
     assert ask(tool, coffeeDrink="tea").startswith("error: argument 'coffeeDrink' must be one of")
     assert ask(tool, milkAmount="x").startswith("error: argument 'coffeeDrink' is missing")
+    box, call = four_tools([], {"coffeeDrink": ["latte"]}), ToolCall("order", '{"coffeeDrink": "latte"}', "c")
+    assert [box.run([call])[0].content for _ in range(3)] == [f"order number {n}" for n in (10, 11, 12)]

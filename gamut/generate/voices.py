@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 
 from jaxtyping import Float
@@ -106,8 +107,10 @@ def audio_search(voices: Sequence[Voice], *, seconds: float = 10.0) -> Tool:
 
 def four_tools(
     voices: Sequence[Voice], menu: Mapping[str, Sequence[str]], *, clock: Callable[[], datetime] = local_now,
-    number: Callable[[], int] = lambda: 1,
+    number: Callable[[], int] | None = None,
 ) -> Toolbox:
-    """Calculator, date, audio search and (with a menu) orders, told tersely: the small preset's tools."""
-    tools = [calculator(), date_and_time(clock), audio_search(voices), *([order_counter(menu, number)] if menu else [])]
+    """Calculator, date, audio search and (with a menu) orders, told tersely: the small preset's tools. Orders are
+    counted from 10, unless ``number`` says otherwise: a small model learned numbers of two digits."""
+    counter = [order_counter(menu, number or count(10).__next__)] if menu else []
+    tools = [calculator(), date_and_time(clock), audio_search(voices), *counter]
     return Toolbox([replace(tool, terse=True) for tool in tools])
