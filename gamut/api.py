@@ -143,13 +143,14 @@ def run(
     Raises:
         ValueError: for an unknown recipe, size or field.
     """
+    recipe = tuned(recipe) if recipe and "data" in overrides else recipe
     if resume is not None:
         folder = Run.open(resume)
-        source, config = reopen(folder, overrides, tuned(recipe) if recipe and "data" in overrides else recipe)
+        source, config = reopen(folder, overrides, recipe)
     elif recipe is None:
         raise ValueError("name a recipe, or a run to resume. See: gamut list")
     else:
-        source = read(tuned(recipe) if "data" in overrides else recipe)
+        source = read(recipe)
         config = configure(source, source.preset(size), overrides)
         folder = begin(source, config, size, out, name)
     return execute(source, config, folder)

@@ -105,15 +105,16 @@ def run(args: Sequence[str]) -> None:
     name = args[0] if args and not args[0].startswith("-") else None
     rest = list(args[1:] if name else args)
     stopped, size, data = (_value_of(rest, flag) for flag in ("--resume", "--size", "--data"))
+    name = tuned(name) if name and data is not None else name
     if stopped is not None:
         folder = api.Run.open(stopped)
         recipe, kept, values = api.asked(folder)
         if size not in (None, kept):
             raise ValueError(f"'{stopped}' is of size {kept}, not {size}; drop --size, or start a new run")
         overrides, options = _parse(recipe, kept, values, rest)
-        recipe, config = api.reopen(folder, overrides, (name and data and tuned(name)) or name)
+        recipe, config = api.reopen(folder, overrides, name)
     elif name is not None:
-        recipe, size = read(name if data is None else tuned(name)), size or "tiny"
+        recipe, size = read(name), size or "tiny"
         overrides, options = _parse(recipe, size, recipe.preset(size), rest)
         config = api.configure(recipe, recipe.preset(size), overrides)
         if options["plan"]:

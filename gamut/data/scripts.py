@@ -69,6 +69,12 @@ class World:
         said = self.digits.say(digits, rng, vary=self.vary, speaker=speaker)
         return said.digits, {"wav": self.noise(said.wav, rng)}
 
+    def order(self, which: int, rng: random.Random) -> dict[str, Any]:
+        """The fields of a turn in which one of the orders is heard."""
+        assert self.orders is not None
+        wav = self.orders.say(which, rng if self.vary else None)
+        return {"wav": self.noise(wav, rng), "rate": self.orders.rate}
+
 
 Make = Callable[[World, random.Random], Dialogue]
 
@@ -106,8 +112,7 @@ def dictation(world: World, rng: random.Random) -> Dialogue:
         return _arithmetic(TASKS[0], 0.0, 0.0)(world, rng)
     assert world.orders is not None
     which = rng.choice(known)
-    wav = world.noise(world.orders.say(which, rng if world.vary else None), rng)
-    turn = Turn(world.orders.clips[which].text, wav=wav, rate=world.orders.rate, kind="dictation")
+    turn = Turn(world.orders.clips[which].text, kind="dictation", **world.order(which, rng))
     return Dialogue("dictation", TRANSCRIBE, [turn])
 
 
@@ -180,10 +185,9 @@ def order_turn(world: World, rng: random.Random, number: int, aloud: bool, which
     """A spoken order: its slots to the tool, the number the counter gives to the guest."""
     assert world.orders is not None
     which = rng.randrange(len(world.orders)) if which is None else which
-    wav = world.noise(world.orders.say(which, rng if world.vary else None), rng)
     call = ("order", world.orders.slots[which])
-    return Turn(str(number), wav=wav, rate=world.orders.rate, aloud=aloud, calls=(call,),
-                results=(f"order number {number}",), kind="order")  # fmt: skip
+    return Turn(str(number), aloud=aloud, calls=(call,), results=(f"order number {number}",), kind="order",
+                **world.order(which, rng))  # fmt: skip
 
 
 def _assist(world: World, rng: random.Random, kinds: Sequence[str], name: str) -> Dialogue:

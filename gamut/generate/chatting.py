@@ -106,20 +106,20 @@ class Talk:
         last = ANSWER_SPEECH if self.aloud else ANSWER_TEXT
         chooses = self.tools and bool(self.speaker.taught)  # a released model calls behind speech, as behind text
         first = ANSWER_THINKING if self.thinks else ANSWER_TEXT if chooses else last
-        stops = (words.id(EOT), *self.speaker.ends)
-        sampling = replace(self.sampling, stop=stops)
+        ends = self.speaker.ends
+        sampling = replace(self.sampling, stop=(words.id(EOT), *ends))
         asked, codec = [*system, *past, question], self.speaker.codec
 
         def interim() -> Iterator[Event]:
             """The past is not touched: the answer goes on from where it called."""
             decode = decoder(self.speaker.model, replace(sampling, max_new=INTERIM), mels)
             request = {"role": "human", "content": self.meanwhile}
-            said = respond([*asked, request], decode, words, codec=codec, prefill=last, stop=stops)
+            said = respond([*asked, request], decode, words, codec=codec, prefill=last, stop=ends)
             return (event for event in said if not isinstance(event, Done))
 
         for event in respond(
             asked, decoder(self.speaker.model, sampling, mels, self.past), words, codec=codec,
-            tools=self.box if self.tools else None, prefill=(first, last), stop=stops,
+            tools=self.box if self.tools else None, prefill=(first, last), stop=ends,
             after_thought=AFTER_THINKING if self.aloud and not self.speaker.taught else "",
             interim=interim if self.meanwhile else None, patience=self.patience,
         ):  # fmt: skip

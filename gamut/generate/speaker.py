@@ -15,6 +15,7 @@ from gamut.generate.sampling import Sampling
 from gamut.generate.tools import Toolbox, calculator, date_and_time
 from gamut.generate.voice import SpeechCodec
 from gamut.generate.voices import Voice, audio_search, four_tools, library, write_library
+from gamut.io.env import model_folder
 from gamut.io.folders import CODEC, MENU, TAUGHT, VOICES
 from gamut.io.media import read_audio
 from gamut.models.int8 import load_int8
@@ -67,8 +68,7 @@ class Speaker:
             ValueError: other weights; a voice for a model whose codec takes none, and what ``SpeechCodec.voice_of``
                 says of it; further tools for a small model, which knows those that it was taught.
         """
-        path = Path(path)
-        path = path / "model" if (path / "model" / "config.json").exists() else path
+        path = model_folder(path)
         taught = json.loads((path / TAUGHT).read_text()) if (path / TAUGHT).exists() else {}
         given = bool(documents or voices)
         if given and taught:

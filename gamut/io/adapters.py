@@ -13,7 +13,7 @@ from types import ModuleType
 from torch import Tensor
 
 from gamut.io.files import atomic_dir
-from gamut.io.folders import read_tensors, write_tensors
+from gamut.io.folders import json_object, read_tensors, write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -104,12 +104,7 @@ def _settings(path: Path) -> dict:
     file = path / CONFIG
     if not file.is_file():
         raise ValueError(f"'{path}' has no {CONFIG}; give the folder that peft or gamut wrote the adapter to")
-    try:
-        settings = json.loads(file.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"'{file}' is not JSON ({error}); save the adapter again") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"'{file}' must hold a JSON object, got {type(settings).__name__}")
+    settings = json_object(file, "save the adapter again")
     for name, allowed in ONLY.items():
         if settings.get(name, allowed) not in (allowed, None, [], {}):
             raise ValueError(f"{name}={settings[name]!r} in '{file}' is not built; allowed: {allowed!r}")

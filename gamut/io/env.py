@@ -23,8 +23,8 @@ def shipped(folder: str) -> Path:
 
 
 def model_folder(folder: str | Path) -> Path:
-    """The folder of a model: as given, as it lies in the checkout, or inside a run."""
-    path = shipped(str(folder))
+    """The folder of a model: as given, or inside a run."""
+    path = Path(folder)
     return path / "model" if (path / "model" / "config.json").exists() else path
 
 

@@ -126,13 +126,18 @@ def load_config(path: str | Path) -> dict:
         raise ValueError(f"checkpoint folder '{path}' not found; give the path of a folder with config.json in it")
     if not file.is_file():
         raise ValueError(f"checkpoint '{path}' has no config.json, got {_listing(path)}; {_convert_hint(path)}")
+    return json_object(file, "restore it or download the checkpoint again")
+
+
+def json_object(file: Path, again: str) -> dict:
+    """What a JSON file holds. Raises ValueError, with what to do ``again``, where that is no object."""
     try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"'{file}' is not JSON ({error}); restore it or download the checkpoint again") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"'{file}' must hold a JSON object, got {type(config).__name__}")
-    return config
+        content = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"'{file}' is not JSON ({error}); {again}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"'{file}' must hold a JSON object, got {type(content).__name__}")
+    return content
 
 
 def tensor_files(path: str | Path) -> list[Path]:

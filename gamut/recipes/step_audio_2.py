@@ -97,7 +97,7 @@ def build(cfg: Config, codes: int, tools: Sequence[Mapping], orders: Orders | No
     """The model and its words: of ``cfg.init``, or new."""
     torch.manual_seed(cfg.seed)
     if cfg.init:
-        init = model_folder(cfg.init)
+        init = model_folder(shipped(cfg.init))
         return gamut.load(init).to(dist.device()), Tokenizer.from_pretrained(init)
     words = vocabulary(codes, tools, orders)
     marks = {f"audio_{name}_id": words.id(f"<audio_{name}>") for name in ("start", "end", "patch")}
@@ -194,7 +194,7 @@ by `gamut run step_audio_2` on: {} ({}), and on digits and orders spoken by espe
 def plan(cfg: Config) -> dict[str, int | float]:
     """Parameters, memory and FLOPs, without building anything."""
     if cfg.init:
-        return cost(described(model_folder(cfg.init)))
+        return cost(described(model_folder(shipped(cfg.init))))
     return cost(asdict(model_config(cfg, PAPER_VOCAB if cfg.width == PAPER.width else 1572)))
 
 

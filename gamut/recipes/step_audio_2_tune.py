@@ -25,7 +25,7 @@ from gamut.data.own_example import example
 from gamut.data.own_rows import Own
 from gamut.evals import own as exam
 from gamut.evals.claims import Claim, Result
-from gamut.io.env import model_folder
+from gamut.io.env import model_folder, shipped
 from gamut.io.files import atomic_write
 from gamut.io.keys.step_audio_2 import described
 from gamut.io.learners import gathered
@@ -112,7 +112,7 @@ def same_data(train: Own, held_out: Own, run: Run) -> None:
 def main(cfg: Config = TINY, run: Run | None = None) -> Result:
     dist.start()
     checked(cfg)
-    init = model_folder(cfg.init)
+    init = model_folder(shipped(cfg.init))
     pupil = exam.Pupil.load(init, half=bool(cfg.lora_rank))
     model = pupil.model.to(dist.device()) if cfg.lora_rank else dist.shard(pupil.model, ["hidden"]).to(dist.device())
     if cfg.lr > MOST and sum(p.numel() for p in model.parameters()) > LARGE:
@@ -165,7 +165,7 @@ Began as `{}`, learned from `{}`: adapters of rank {} (0: whole), {} updates, se
 
 def plan(cfg: Config) -> dict[str, int | float]:
     """Parameters, bytes and FLOPs of the model at ``cfg.init``, of Step-Audio 2 mini where there is none."""
-    init = model_folder(cfg.init)
+    init = model_folder(shipped(cfg.init))
     known = cfg.init == SMALL.init and not init.exists()
     return cost(MINI if known else described(init), cfg.tokens, cfg.lora_rank or 16)
 

@@ -38,8 +38,7 @@ def train_tokenizer(
 
     def step(batch: Read, phase: str):
         read = reader(batch.mels, batch.lens)
-        loss, stats = tokenizer_loss(
-            read.logits, batch.labels if aligned else batch.said, read.counts, read.latent)
+        loss, stats = tokenizer_loss(read.logits, batch.labels if aligned else batch.said, read.counts, read.latent)
         return loss, stats | {"audio_s": batch.mels.shape[0] * batch.mels.shape[2] / 100}
 
     optim = Optim(lr=lr, warmup=max(1, steps // 10), weight_decay=0.01, betas=(0.9, 0.98))
