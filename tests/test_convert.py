@@ -142,6 +142,9 @@ def test_damaged_or_strange_pickles_are_named(golden, tmp_path):
     torch.save([1, 2], file)
     with pytest.raises(ValueError, match=r"must hold a state dict .* got list"):
         convert(src, tmp_path / "ours")
+    torch.save(weights | {"epoch": 3, "step": 4}, file)
+    with pytest.raises(ValueError, match=r"must hold a state dict .* got others: epoch, step"):
+        convert(src, tmp_path / "ours")
     file.unlink()
     with pytest.raises(ValueError, match=r"has no weights; looked for model.safetensors and .* got config.json"):
         convert(src, tmp_path / "ours")

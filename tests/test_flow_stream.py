@@ -1,7 +1,6 @@
 """Streams of Step-Audio 2's flow: the same however calls are cut, whoever shares the batch, up to what they hold."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -18,11 +17,8 @@ MODEL = flow()
 READ = begin(MODEL, voice(4), Rules.of(MODEL))  # a voice is read once and forked
 
 
-def stream(chunk: int | tuple = 5, newest: bool = False, rows: int = 1) -> FlowStream:
-    states = [copy.deepcopy(READ) for _ in range(rows)]
-    for state in states:
-        state.rules = replace(state.rules, newest=newest)
-    return FlowStream(MODEL, states, chunk)
+def stream(chunk: int | tuple = 5, rows: int = 1) -> FlowStream:
+    return FlowStream(MODEL, [copy.deepcopy(READ) for _ in range(rows)], chunk)
 
 
 def streamed(row: torch.Tensor, cuts: list[int], **how) -> torch.Tensor:
@@ -32,13 +28,13 @@ def streamed(row: torch.Tensor, cuts: list[int], **how) -> torch.Tensor:
 
 
 @settings(max_examples=12)
-@given(st.integers(1, 30), st.integers(2, 6), st.booleans(), st.data())
-def test_how_calls_are_cut_does_not_matter(count, chunk, newest, data):
+@given(st.integers(1, 30), st.integers(2, 6), st.data())
+def test_how_calls_are_cut_does_not_matter(count, chunk, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, count), max_size=6)))
     row = ids(count, count)
-    once = streamed(row, [], chunk=chunk, newest=newest)
+    once = streamed(row, [], chunk=chunk)
     assert once.shape == (8, 2 * count)
-    assert torch.equal(streamed(row, cuts, chunk=chunk, newest=newest), once)
+    assert torch.equal(streamed(row, cuts, chunk=chunk), once)
 
 
 def test_what_is_ready_leaves_and_nothing_twice():
@@ -66,12 +62,11 @@ def test_pieces_are_the_chunk_mask():
     assert torch.allclose(torch.cat(rows, 1), MODEL.mu(row[None], chunk=4), atol=2e-5)
 
 
-@pytest.mark.parametrize("newest", [False, True])
-def test_streams_of_one_batch_do_not_feel_each_other(newest):
+def test_streams_of_one_batch_do_not_feel_each_other():
     """Also where they began at different times: one is 10 tokens ahead."""
     a, b = ids(35), ids(25, 1)
-    alone = streamed(a, [], newest=newest), streamed(b, [], newest=newest)
-    ahead, behind = stream(newest=newest), stream(newest=newest)
+    alone = streamed(a, []), streamed(b, [])
+    ahead, behind = stream(), stream()
     first = ahead.decode(a[None, :13])
     both = FlowStream(MODEL, [*ahead.states, *behind.states], 5)
     both.ids_BN = torch.stack([a[10:13], b[:3]])
@@ -106,6 +101,24 @@ def test_a_bad_id_is_refused_before_any_stream_takes_anything():
         assert torch.allclose(torch.cat(pieces, 2)[0], streamed(row, []), atol=5e-5)
 
 
+def test_a_stream_that_was_interrupted_says_so(monkeypatch):
+    """Half a piece is remembered: what would come is neither what was asked nor whole."""
+    one, two, solve = stream(), stream(), MODEL.solve
+    calls = iter(range(9))
+
+    def stopped(*given, **more):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return solve(*given, **more)
+
+    monkeypatch.setattr(MODEL, "solve", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        one.decode(ids(20)[None])
+    with pytest.raises(ValueError, match="interrupted in the middle of a piece"):
+        one.flush()
+    assert torch.cat([two.decode(ids(20)[None]), two.flush()], 2).shape[-1] == 40
+
+
 def test_a_smaller_first_piece_is_heard_sooner():
     one = stream(chunk=(2, 5))
     sizes = [one.decode(ids(1, n)[None]).shape[-1] for n in range(14)]
@@ -117,24 +130,26 @@ def test_a_fork_leaves_the_voice_as_it_was():
     assert torch.equal(streamed(ids(20), []), streamed(ids(20), [])) and READ.solver[0].length == before == 8
 
 
-def test_what_a_long_stream_remembers():
-    """As released the newest piece's front and the oldest frames; on request the prompt and the newest frames."""
-    past = Past(MODEL.estimator, 2)
-    keys = {}
-    for name, (front, back) in {"released": (4, 6), "newest": (6, 4)}.items():
-        past = Past(MODEL.estimator, 2)
-        for piece in range(3):
-            past.begin(4)
-            frames = torch.arange(4 * piece, 4 * piece + 4.0)[:, None].expand(2, 2, 4, 8)
-            past.put(0, frames, frames)
+def remembered(turned: bool, pieces: tuple[int, ...], front: int, back: int) -> list[int]:
+    past, at = Past(MODEL.estimator, 2, turned), 0
+    for size in pieces:
+        past.begin(size)
+        frames = torch.arange(at, at + float(size))[:, None].expand(2, 2, size, 8)
+        past.put(0, frames, frames)
         past.cut(front, back)
-        keys[name] = past.kv_L2RHSC[0, 0, 0, 0, past.first :, 0].tolist()
-    assert keys["released"] == [8, 9, 10, 11, 6, 7, 0, 1, 2, 3]
-    assert keys["newest"] == [8, 9, 10, 11, 4, 5, 0, 1, 2, 3]
-    one = stream()
-    one.decode(ids(60)[None])
-    assert one.states[0].solver[0].length == 8 + MODEL.config.keep
-    assert (streamed(ids(60), [], newest=True) - streamed(ids(60), [])).abs().max() > 1e-2
+        at += size
+    return past.kv_L2RHSC[0, 0, 0, 0, past.first :, 0].int().tolist()
+
+
+def test_what_a_long_stream_remembers():
+    """As released the newest piece's front and the oldest frames; without a prompt the newest, however pieces fall."""
+    assert remembered(False, (4, 4, 4), 4, 6) == [8, 9, 10, 11, 6, 7, 0, 1, 2, 3]
+    assert remembered(True, (6, 6, 6, 6), 10, 0) == [23, 22, 21, 20, 19, 18, 17, 16, 15, 14]
+    assert remembered(True, (6, 16), 10, 0) == [*range(21, 11, -1)]
+    one, plain = stream(), FlowStream(MODEL, [begin(MODEL, Voice.of(torch.ones(6), 8), Rules.of(MODEL))], 5)
+    for some, length in ((one, 8 + MODEL.config.keep), (plain, MODEL.config.keep)):
+        some.decode(ids(60)[None])
+        assert some.states[0].solver[0].length == length and some.states[0].solver[0].turned is (some is plain)
 
 
 def test_short_prompts_and_no_prompt():
@@ -151,7 +166,8 @@ def test_what_a_stream_refuses():
     with pytest.raises(ValueError, match="a piece needs at least 1 token, and 3 more unless it is the last; got 3"):
         advance(MODEL, stream().states, ids(3)[None], False)
     with pytest.raises(ValueError, match="2 streams with 2 rules"):
-        advance(MODEL, [*stream().states, *stream(newest=True).states], ids(9).expand(2, -1), False)
+        other = begin(MODEL, voice(4), Rules.of(MODEL, steps=1 + MODEL.config.steps))
+        advance(MODEL, [*stream().states, other], ids(9).expand(2, -1), False)
     with pytest.raises(ValueError, match="at least 1 step, got 0"):
         Rules.of(MODEL, steps=0)
 

@@ -1,5 +1,6 @@
 """HiFT vocoders: sizes of the releases, both spellings of normed weights, folding, streams, saving."""
 
+import copy
 from dataclasses import asdict, replace
 
 import pytest
@@ -11,7 +12,7 @@ from gamut.codecs.hift_stream import HiFTStream, streaming
 from gamut.io.folders import load_strict
 from gamut.io.keys import hift as keys
 from gamut.io.meta import meta
-from gamut.nn.vocoder import HarmonicSource, Noise, Snake, SnakeBlock
+from gamut.nn.vocoder import HarmonicSource, Noise, Snake, SnakeBlock, fold
 
 OLD = HiFTConfig(rate=22050, upsample=(8, 8), kernels=(16, 16), source_kernels=(7, 11), smooth=False)
 TINY = HiFTConfig(width=16, pitch_width=8, block_kernels=(3, 7), dilations=(1, 3))
@@ -69,8 +70,28 @@ def test_names_that_do_not_belong_are_reported():
         load_strict(model, ours, "somewhere")
     with pytest.raises(ValueError, match=r"\['extra'\] have no official name"):
         keys.to_official(model.state_dict() | {"extra": torch.zeros(1)}, asdict(TINY))
-    with pytest.raises(ValueError, match=r"no HiFT vocoder among 1 tensors \(a …\); looked for ups.0"):
+    with pytest.raises(ValueError, match=r"no HiFT vocoder among 1 tensors \(a …\): without conv_pre"):
         keys.config_from_shapes({"a": torch.zeros(1)})
+    whole = keys.to_official(model.state_dict(), asdict(TINY))
+    for part in ("conv_pre", "conv_post", "resblocks", "source_resblocks", "f0_predictor", "m_source", "ups"):
+        with pytest.raises(ValueError, match=f"no HiFT vocoder among .*: without {part}"):
+            keys.config_from_shapes({name: tensor for name, tensor in whole.items() if not name.startswith(part)})
+
+
+def test_a_copy_is_folded_alone():
+    model, mel = tiny(), torch.randn(1, TINY.mels, 6)
+    want = model.decode(mel)
+    for one in (copy.deepcopy(model), copy.deepcopy(model)):
+        fold(one)
+        assert torch.allclose(one.decode(mel), want, atol=1e-5)
+    assert torch.equal(model.decode(mel), want)
+
+
+def test_a_channel_of_zeros_stays_one():
+    """Where the norm was removed it has no direction."""
+    weight = torch.randn(4, 3, 5).index_fill(0, torch.tensor([1]), 0)
+    length, direction = keys.to_ours({"conv_pre.weight": weight}, asdict(TINY)).values()
+    assert torch.allclose(torch._weight_norm(direction, length, 0), weight, atol=1e-6)
 
 
 def test_config_from_official_and_back():

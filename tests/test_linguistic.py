@@ -46,6 +46,13 @@ def test_a_stream_does_not_depend_on_how_it_is_cut(tokenizer, wav, cuts):
     assert torch.equal(torch.cat(pieces, 1), tokenizer.encode(wav))
 
 
+def test_behind_a_flush_a_stream_begins_anew(tokenizer, wav):
+    stream, want = tokenizer.stream(2), tokenizer.encode(wav)
+    for _ in range(2):
+        assert torch.equal(torch.cat([stream.encode(wav), stream.flush()], 1), want)
+    assert not stream.flush().numel()
+
+
 def test_rows_of_a_batch_are_their_own(tokenizer, wav):
     together = tokenizer.encode(wav)
     assert all(torch.equal(together[row], tokenizer.encode(wav[row : row + 1])[0]) for row in range(2))

@@ -37,6 +37,8 @@ def test_a_clip_does_not_depend_on_its_batch(tokenizer):
 def test_an_empty_clip_has_no_tokens_and_no_nan(tokenizer):
     hidden, counts = tokenizer.hidden(torch.randn(2, 20, 9), torch.tensor([9, 0]))
     assert counts.tolist() == [3, 0] and hidden.isfinite().all()
+    lens = torch.tensor([*8 * [0], 3100])  # a batch of empty windows, and a long clip
+    assert tokenizer.tokens(torch.randn(9, 20, 3100), lens)[1].tolist() == [*8 * [0], 775]
 
 
 def test_codes_are_ids_spelt_out(tokenizer):
@@ -88,6 +90,8 @@ def test_wrong_input_is_named(tokenizer):
         tokenizer.hidden(torch.zeros(1, 20, 0))
     with pytest.raises(ValueError, match=r"positions for 1500 steps, got 2000; use tokens\(\)"):
         S3Tokenizer(OLD).hidden(torch.zeros(1, 20, 8000))
+    with pytest.raises(ValueError, match="a clip of 101 frames cannot lie in mels of 100"):
+        tokenizer.tokens(torch.zeros(1, 20, 100), torch.tensor([101]))
 
 
 @pytest.mark.parametrize(

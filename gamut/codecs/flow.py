@@ -124,7 +124,9 @@ class Flow(Pretrained, nn.Module):
         self.estimator = ConvDiT(4 * c.mels, c.mels, c.dit_width, c.dit_layers, c.dit_heads, c.dit_head_dim, c.dit_mlp)
 
     def known(self, ids_BN: Int[Tensor, "*B N"]) -> Int[Tensor, "*B N"]:
-        """The ids themselves. Raises ValueError for one outside [0, vocab)."""
+        """The ids themselves. Raises ValueError for one outside [0, vocab), and for what is no whole number."""
+        if ids_BN.dtype.is_floating_point or ids_BN.dtype == torch.bool:
+            raise ValueError(f"speech tokens must be integers, got {ids_BN.dtype}")
         if ids_BN.numel() and not 0 <= int(ids_BN.min()) <= int(ids_BN.max()) < self.config.vocab:
             raise ValueError(f"speech tokens must lie in [0, {self.config.vocab}), got "
                              f"{int(ids_BN.min())}..{int(ids_BN.max())}; drop what is no code before the flow")
@@ -200,7 +202,7 @@ class Flow(Pretrained, nn.Module):
             raise ValueError(f"each utterance needs a voice, and there must be one; got {len(ids)} and {len(voices)}")
         for voice in voices:
             voice.fitting(c.speaker, c.mels, c.factor)
-        rows = [torch.cat([voice.ids_N, row]).to(device) for row, voice in zip(ids, voices, strict=True)]
+        rows = [torch.cat([voice.ids_N.to(device), row.to(device)]) for row, voice in zip(ids, voices, strict=True)]
         lengths_B = torch.tensor([len(row) for row in rows], device=device)
         if not int(lengths_B.max()):
             raise ValueError(f"a flow needs at least 1 token, got {len(ids)} utterances without any")

@@ -6,8 +6,10 @@ how a caller slices its calls (``FlowStream`` cuts the pieces). Source: fact she
 step_audio_2_flow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,24 +24,24 @@ from gamut.nn.conv_dit import Past
 class Rules:
     """How a stream is computed.
 
-    ``newest`` decides what the estimator remembers of a long stream, beside ``keep`` frames. False, as released: new
-    keys lie in front of old ones and the cut takes as many frames as the prompt has from the front, so what stays is
-    the prompt, what directly followed it, and a little of the newest piece; the noise begins where memory ends, so
-    later pieces share one. True (ours): the prompt and the newest frames, and noise that runs on.
+    Of a long stream the estimator remembers ``keep`` frames beside as many as the prompt has. As released, new keys lie
+    in front of old ones and the cut takes the prompt's number from the front: what stays is the prompt, what directly
+    followed it, and a little of the newest piece; the noise begins where memory ends, so later pieces share one.
+    By that rule a voice without a prompt, which no release has, would remember its first frames for ever: it remembers
+    its newest, and its noise runs on (ours).
     """
 
     steps: int
     guidance: float
     keep: int  # frames
-    newest: bool = False
 
     @classmethod
-    def of(cls, flow: Flow, *, steps: int | None = None, newest: bool = False) -> "Rules":
+    def of(cls, flow: Flow, *, steps: int | None = None) -> "Rules":
         """Those of the flow's config. Raises ValueError for fewer than one step."""
         c = flow.config
         if steps is not None and steps < 1:
             raise ValueError(f"a solver needs at least 1 step, got {steps}; Step-Audio 2 takes 10")
-        return cls(c.steps if steps is None else steps, c.guidance, c.keep, newest)
+        return cls(c.steps if steps is None else steps, c.guidance, c.keep)
 
 
 @dataclass
@@ -61,7 +63,7 @@ def begin(flow: Flow, voice: Voice, rules: Rules, noise_MT: Float[Tensor, "M _"]
     c, like = flow.config, flow.project.weight
     voice.fitting(c.speaker, c.mels, c.factor)
     speaker_1M = flow.spoken_by(voice.speaker_S[None].to(like))
-    solver = [Past(flow.estimator, 2) for _ in range(rules.steps)]
+    solver = [Past(flow.estimator, 2, turned=not len(voice.ids_N)) for _ in range(rules.steps)]
     state = FlowState(rules, speaker_1M, EncoderPast(flow.encoder), solver)
     if len(voice.ids_N):
         ids_N = torch.cat([voice.ids_N, voice.ids_N.repeat(c.ahead)[: c.ahead]]).to(like.device)
@@ -97,7 +99,7 @@ def advance(
     x_BTM = _piece(flow, states, ids_BN.to(prompt_BTM.device), last, prompt_BTM, noise_MT)
     for state in states:
         for past in state.solver:
-            past.cut(*((state.rules.keep, state.prompt) if state.rules.newest else (state.prompt, state.rules.keep)))
+            past.cut(*((state.prompt, state.rules.keep) if state.prompt else (state.rules.keep, 0)))
     return x_BTM.transpose(1, 2) * c.std + c.mean
 
 
@@ -105,7 +107,7 @@ def _piece(flow: Flow, states: Sequence[FlowState], ids_BN: Tensor, last: bool, 
            noise_MT: Tensor | None) -> Tensor:  # fmt: skip
     (rules, *_), frames = [state.rules for state in states], prompt_BTM.shape[1]
     mu_BTM = flow.project(flow.encoder.advance(flow.embedded(ids_BN), [state.encoder for state in states], last))
-    at = [state.frames if rules.newest else state.solver[0].length for state in states]
+    at = [state.solver[0].length if state.prompt else state.frames for state in states]
     x_BTM = torch.stack([start(noise_MT, mu_BTM.shape[-1], first, frames).T for first in at]).to(mu_BTM.device)
     conditions = mu_BTM, torch.cat([state.speaker_1M for state in states]), prompt_BTM
     pasts = list(zip(*(state.solver for state in states), strict=True))
@@ -130,7 +132,7 @@ class FlowStream:
         self, flow: Flow, states: Sequence[FlowState], chunk: int | Sequence[int] | None = None,
         noise_MT: Float[Tensor, "M _"] | None = None,
     ):
-        self.flow, self.states, self.noise_MT, self.done = flow, list(states), noise_MT, 0
+        self.flow, self.states, self.noise_MT, self.done, self.broken = flow, list(states), noise_MT, 0, False
         self.chunks = (chunk or flow.config.chunk,) if isinstance(chunk, int | None) else tuple(chunk)
         if chunk == 0 or min(self.chunks, default=0) < 1 or not states:
             raise ValueError(f"a stream needs chunks of at least 1 token, and a row; got {chunk}, {len(states)}")
@@ -163,12 +165,33 @@ def together(
     Returns:
         the pieces of each stream; the first of each is empty.
     Raises:
-        ValueError: rows that a stream does not have, or an id out of range. No stream has then taken anything.
+        ValueError: rows that a stream does not have, or an id out of range (no stream has then taken anything), or a
+            stream that was interrupted inside a piece.
     """
     for stream, ids_BN in zip(streams, ids, strict=True):
         if len(ids_BN) != len(stream.states):
             raise ValueError(f"the stream has {len(stream.states)} rows, got tokens for {len(ids_BN)}")
         stream.flow.known(ids_BN)
+    with unbroken(streams):
+        return _together(streams, ids, end)
+
+
+@contextmanager
+def unbroken(streams: Sequence[Any]) -> Iterator[None]:
+    """Streams that are ``broken`` once what is done with them here was cut short. Raises ValueError where one is."""
+    if any(stream.broken for stream in streams):
+        raise ValueError("a stream was interrupted in the middle of a piece, and what it remembers is half of it; open "
+                         "another")
+    for stream in streams:
+        stream.broken = True
+    yield
+    for stream in streams:
+        stream.broken = False
+
+
+def _together(
+    streams: Sequence[FlowStream], ids: Sequence[Int[Tensor, "_ _"]], end: bool
+) -> list[list[Float[Tensor, "_ M _"]]]:
     made = []
     for stream, ids_BN in zip(streams, ids, strict=True):
         stream.ids_BN = torch.cat([stream.ids_BN, ids_BN.cpu()], 1)

@@ -112,8 +112,8 @@ class HiFT(Pretrained, nn.Module):
         return self
 
     def encode(self, signal: Float[Tensor, "B T"]) -> Float[Tensor, "B M F"]:
-        """The mel that ``decode`` takes, of sound at ``config.rate``; T // hop frames. Bands end at 8 kHz, or where the
-        sound does. Raises ValueError for no sample."""
+        """The mel that ``decode`` takes, of sound at ``config.rate``; T // hop frames, at least 1. Bands end at
+        8 kHz, or where the sound does. Raises ValueError for no sample."""
         rate, hop = self.config.rate, self.config.hop
         top = min(8000.0, rate / 2)
         return vocoder_mel(signal, rate=rate, n_fft=4 * hop, hop=hop, mels=self.config.mels, fmax=top)

@@ -113,15 +113,18 @@ class LinguisticStream:
     """
 
     def __init__(self, tokenizer: LinguisticTokenizer, batch: int = 1, keep: bool = False):
-        c, device = tokenizer.config, tokenizer.centroids.device
-        self.tokenizer, self.keep, self.step = tokenizer, keep, 0
-        self.wav_BT = torch.zeros(batch, 0, device=device)  # not yet a chunk
-        self.heard_BT = self.wav_BT  # of chunks, not yet a frame
-        self.frames_BFM: Tensor | None = None  # not yet stacked
-        self.seen_BNI = tokenizer.norm.weight.new_zeros(batch, c.chunk[0] + c.chunk[2], c.mels * c.side)
-        self.kept: list[Kept | None] = [None] * c.layers
+        self.tokenizer, self.keep = tokenizer, keep
         self.features: list[Tensor] = []
         self.encoded: list[Tensor] = []
+        self._begin(torch.zeros(batch, 0, device=tokenizer.centroids.device))
+
+    def _begin(self, nothing_BT: Tensor) -> None:
+        c = self.tokenizer.config
+        self.wav_BT = self.heard_BT = nothing_BT  # not yet a chunk; of chunks, not yet a frame
+        self.frames_BFM: Tensor | None = None  # not yet stacked
+        self.seen_BNI = self.tokenizer.norm.weight.new_zeros(len(nothing_BT), c.chunk[0] + c.chunk[2], c.mels * c.side)
+        self.kept: list[Kept | None] = [None] * c.layers
+        self.step = 0
 
     @torch.no_grad()
     def encode(self, wav_BT: Float[Tensor, "B T"]) -> Int[Tensor, "B N"]:
@@ -136,9 +139,10 @@ class LinguisticStream:
     @torch.no_grad()
     def flush(self) -> Int[Tensor, "B N"]:
         """The tokens of the last, unfinished chunk. Sound that ends with a whole chunk, or by less than 480 samples
-        behind one, has none, as released."""
-        chunk, self.wav_BT = self.wav_BT, self.wav_BT[:, :0]
-        return self._tokens(chunk, last=True) if chunk.shape[1] >= LEAST else self._none()
+        behind one, has none, as released. The stream then begins anew."""
+        rest = self._tokens(self.wav_BT, last=True) if self.wav_BT.shape[1] >= LEAST else self._none()
+        self._begin(self.wav_BT[:, :0])
+        return rest
 
     def _none(self) -> Tensor:
         return self.wav_BT.new_zeros(len(self.wav_BT), 0, dtype=torch.long)

@@ -50,7 +50,7 @@ class S3Reader(nn.Module):
         """Logits of what codes say."""
         steps, device = codes_NTC.shape[1], codes_NTC.device
         seen_NT = torch.arange(steps, device=device) < counts_N.to(device).clamp(min=1)[:, None]
-        x, turn = self.up(codes_NTC), self.turn(slice(0, steps), steps, device)
+        x, turn = self.up(codes_NTC.to(self.up.weight.dtype)), self.turn(slice(0, steps), steps, device)
         for block in self.blocks:
             x = block(x, seen_NT, turn)
         return self.head(self.norm(x))

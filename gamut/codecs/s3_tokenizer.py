@@ -97,13 +97,13 @@ class S3Tokenizer(Pretrained, nn.Module):
         Raises:
             ValueError: for another number of mel channels, no frame, or more steps than version 1 has positions.
         """
-        c, device, frames = self.config, mels_NMF.device, mels_NMF.shape[-1]
+        c, device, frames = self.config, self.conv1.weight.device, mels_NMF.shape[-1]
         if mels_NMF.shape[1] != c.mels or not frames:
             raise ValueError(f"this tokenizer takes {c.mels} mel channels and at least 1 frame, got "
                              f"{mels_NMF.shape[1]} and {frames}; make them with whisper_mel(wav, {c.mels})")
         if lens_N is None:
             lens_N = torch.full(mels_NMF.shape[:1], frames, device=device)
-        x, lens = mels_NMF.to(self.conv1.weight.dtype), lens_N.to(device)
+        x, lens = mels_NMF.to(self.conv1.weight), lens_N.to(device)
         for conv in (self.conv1, self.conv2):  # nothing behind a clip's end is heard
             x = F.gelu(conv(x * _below(lens, x.shape[-1])[:, None]))
             lens = (lens - 1) // conv.stride[0] + 1
@@ -152,6 +152,8 @@ class S3Tokenizer(Pretrained, nn.Module):
         if lens_N is None:
             lens_N = torch.full(mels_NMF.shape[:1], mels_NMF.shape[-1])
         lens = lens_N.tolist()
+        if max(lens) > mels_NMF.shape[-1]:
+            raise ValueError(f"a clip of {max(lens)} frames cannot lie in mels of {mels_NMF.shape[-1]}")
         if max(lens) <= WINDOW:
             return self.forward(mels_NMF, lens_N)[1], self.lengths(lens_N.to(mels_NMF.device))
         spans = [(row, *span) for row, frames in enumerate(lens) for span in windows(frames, cut_tail)]
@@ -160,7 +162,7 @@ class S3Tokenizer(Pretrained, nn.Module):
         for at in range(0, len(spans), AT_ONCE):
             batch = spans[at : at + AT_ONCE]
             cut = [mels_NMF[row, :, start:end] for row, start, end in batch]
-            widest = max(mel.shape[-1] for mel in cut)
+            widest = max(1, *(mel.shape[-1] for mel in cut))
             inside = torch.tensor([mel.shape[-1] for mel in cut])
             ids_NT = self.forward(torch.stack([F.pad(mel, (0, widest - mel.shape[-1])) for mel in cut]), inside)[1]
             for i, (row, start, _) in enumerate(batch):

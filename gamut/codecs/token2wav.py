@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gamut.codecs.flow import Flow, FlowConfig, Voice
-from gamut.codecs.flow_stream import FlowState, FlowStream, Rules, begin, together
+from gamut.codecs.flow_stream import FlowState, FlowStream, Rules, begin, together, unbroken
 from gamut.codecs.hift import HiFT, HiFTConfig
 from gamut.codecs.hift_stream import streaming
 from gamut.io.folders import read_notes, read_tensors, write_tensors
@@ -132,35 +132,33 @@ class Token2Wav(Pretrained, nn.Module):
     @contextmanager
     def streaming(
         self, batch: int = 1, chunk: int | Sequence[int] | None = None,
-        voice: Voice | str | FlowState | None = None, *, steps: int | None = None, newest: bool = False,
+        voice: Voice | str | FlowState | None = None, *, steps: int | None = None,
     ) -> Iterator["WavStream"]:
         """A decoder that takes tokens as they come; see ``open``."""
-        yield self.open(batch, chunk, voice, steps=steps, newest=newest)
+        yield self.open(batch, chunk, voice, steps=steps)
 
     def open(
         self, batch: int = 1, chunk: int | Sequence[int] | None = None,
-        voice: Voice | str | FlowState | None = None, *, steps: int | None = None, newest: bool = False,
+        voice: Voice | str | FlowState | None = None, *, steps: int | None = None,
     ) -> "WavStream":
         """``batch`` streams in step; those that are not are opened apart and decoded by ``decode_together``.
 
         Args:
             chunk: tokens of a piece, or of the first, second ... piece; None: the flow's 25, a second of sound.
             voice: its prompt is read here, which takes a while; what ``read`` gives is read already.
-            steps, newest: see ``codecs/flow_stream.Rules``; what is read already was read by its own.
+            steps: of the flow's solver; None: its config's, or those by which the voice was read.
         Raises:
-            ValueError: no such voice, or steps and newest that are not those by which it was read.
+            ValueError: no such voice, or other steps than those by which it was read.
         """
-        if isinstance(voice, FlowState) and (steps not in (None, voice.rules.steps) or newest > voice.rules.newest):
-            raise ValueError(f"this voice was read for steps={voice.rules.steps}, newest={voice.rules.newest}, got "
-                             f"steps={steps}, newest={newest}; read it for those: read(voice, steps=…, newest=…)")
-        state = voice if isinstance(voice, FlowState) else self.read(voice, steps=steps, newest=newest)
+        if isinstance(voice, FlowState) and steps not in (None, voice.rules.steps):
+            raise ValueError(f"this voice was read for steps={voice.rules.steps}, got steps={steps}; read it for "
+                             f"those: read(voice, steps={steps})")
+        state = voice if isinstance(voice, FlowState) else self.read(voice, steps=steps)
         return WavStream(self, [copy.deepcopy(state) for _ in range(batch)], chunk)
 
-    def read(
-        self, voice: Voice | str | None = None, *, steps: int | None = None, newest: bool = False
-    ) -> FlowState:
+    def read(self, voice: Voice | str | None = None, *, steps: int | None = None) -> FlowState:
         """A voice whose prompt the flow has read, for any number of streams."""
-        return begin(self.flow, self.chosen(voice), Rules.of(self.flow, steps=steps, newest=newest))
+        return begin(self.flow, self.chosen(voice), Rules.of(self.flow, steps=steps))
 
 
 class WavStream:
@@ -195,9 +193,10 @@ def decode_together(
     the sound is on the CPU, wherever it was made."""
     made = together([stream.flow for stream in streams], ids, end)
     sound = []
-    for stream, mels in zip(streams, made, strict=True):
-        parts = [stream.hift.decode(mel) for mel in mels]
-        sound.append(torch.cat([*parts, stream.hift.flush()] if end else parts, 1).cpu())
+    with unbroken([stream.flow for stream in streams]):
+        for stream, mels in zip(streams, made, strict=True):
+            parts = [stream.hift.decode(mel) for mel in mels]
+            sound.append(torch.cat([*parts, stream.hift.flush()] if end else parts, 1).cpu())
     return sound
 
 

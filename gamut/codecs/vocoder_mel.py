@@ -42,7 +42,7 @@ def log_mel(
     """Natural-log magnitude mel with centred frames, floored at 1e-5: the one ``griffin_lim`` undoes. Ours.
 
     Returns:
-        T // hop frames; frame f is centred on sample f * hop.
+        T // hop frames, at least 1; frame f is centred on sample f * hop.
     Raises:
         ValueError: for sound shorter than one hop.
     """

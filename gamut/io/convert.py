@@ -19,6 +19,7 @@ import gamut
 from gamut.io import paraformer, token2wav
 from gamut.io.adapters import check_adapter, merge_adapter, read_adapter, write_adapter
 from gamut.io.convert_onnx import convert_onnx
+from gamut.io.env import model_folder
 from gamut.io.folders import CODEC, INDEX, WEIGHTS, Content, check_loads, finite, load_config, load_tensors, save_folder
 from gamut.io.keys import qwen, step1, step_audio_2
 from gamut.io.pickles import unpickled
@@ -92,7 +93,7 @@ def export(
         ValueError: not a folder of ours, no official family for it, an adapter that is damaged or does not fit, dst
             exists. Nothing is written then.
     """
-    src, dst = Path(src), _fresh(dst)
+    src, dst = model_folder(src), _fresh(dst)
     if to != "hf":
         raise ValueError(f"unknown layout {to!r}; allowed: hf")
     if merge and lora is None:

@@ -33,6 +33,8 @@ def unpickled(file: Path) -> dict[str, Tensor]:
     for name in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
-    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
+    if not isinstance(content, Mapping):
         raise ValueError(f"'{file}' must hold a state dict (names -> tensors), got {type(content).__name__}")
+    if others := [str(name) for name, tensor in content.items() if not isinstance(tensor, Tensor)]:
+        raise ValueError(f"'{file}' must hold a state dict (names -> tensors), got others: {', '.join(others[:4])}")
     return {str(name): tensor for name, tensor in content.items()}

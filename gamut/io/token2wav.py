@@ -95,9 +95,13 @@ def _within(content: Any) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         return None
     decoder = content.get("decoder")
-    if isinstance(content.get("encoder"), dict) and isinstance(decoder, dict) and "estimator" in decoder:
+    if isinstance(content.get("encoder"), dict) and _estimates(decoder):
         return content
     return next((found for value in content.values() if (found := _within(value))), None)
+
+
+def _estimates(decoder: Any) -> bool:
+    return isinstance(decoder, dict) and isinstance(decoder.get("estimator"), dict)
 
 
 def read_yaml(file: Path) -> Any:

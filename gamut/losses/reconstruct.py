@@ -75,7 +75,8 @@ def tell_apart(made: Scores, real: Scores) -> tuple[Float[Tensor, ""], Stats]:
 def relative(made: Scores, real: Scores, margin: float = 0.04) -> tuple[Float[Tensor, ""], Stats]:
     """Truncated pointwise relativistic loss: where ``real`` is not above ``made`` by the median, pull it there.
 
-    For the critics as it is; for the generator with the two swapped. Each critic's part is at most ``margin``.
+    For the critics as it is; for the generator with the two swapped (ours: there both sides have one order). Each
+    critic's part is at most ``margin``.
     Source: fact sheet step_audio_2 §6.5 (repo: CosyVoice, utils/losses.py).
     """
     parts = []

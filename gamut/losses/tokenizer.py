@@ -52,9 +52,9 @@ def tokenizer_loss(
             raise ValueError(f"CTC takes the symbols 0..{blank - 1} of each of {len(logits_NTV)} clips, got "
                              f"{len(labels)} clips with symbols {sorted(set(flat))[:8]}")
         logp_TNV = logits_NTV.float().log_softmax(-1).transpose(0, 1)
-        sizes = torch.tensor([len(row) for row in labels])
-        loss = F.ctc_loss(logp_TNV, torch.tensor(flat, dtype=torch.long), counts_N.long().cpu(), sizes, blank,
-                          zero_infinity=True)  # fmt: skip
+        sizes = torch.tensor([len(row) for row in labels], device=logp_TNV.device)
+        wanted = torch.tensor(flat, dtype=torch.long, device=logp_TNV.device)
+        loss = F.ctc_loss(logp_TNV, wanted, counts_N.long().cpu(), sizes, blank, zero_infinity=True)
     stats["read"] = loss.detach()
     if latent_NTC is not None:
         z = latent_NTC[inside_NT].float()

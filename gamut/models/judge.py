@@ -42,7 +42,7 @@ class DigitJudge(Pretrained, nn.Module):
 
     def forward(self, mel_BMF: Float[Tensor, "B M F"]) -> Float[Tensor, "B P C"]:
         """Log-probabilities; P = ceil(F / 2). Mels are natural logs of magnitudes (``data.listening.judge_mel``)."""
-        x = self.first(mel_BMF.clamp(min=self.config.floor))
+        x = self.first(mel_BMF.to(self.last.weight).clamp(min=self.config.floor))
         x = F.dropout(F.gelu(self.norm(x)), 0.1, self.training)
         x = F.dropout(self.blocks(x), 0.2, self.training)
         return self.last(x).transpose(1, 2).log_softmax(-1)
@@ -68,7 +68,7 @@ def best_path(logp_PC: Float[Tensor, "P C"], blank: int) -> tuple[list[int], flo
 
 def ctc(logp_BPC: Float[Tensor, "B P C"], lengths_B: Int[Tensor, " B"], labels: list[list[int]]) -> Tensor:
     """Mean CTC loss per symbol; ``labels`` may be empty (nothing is said)."""
-    flat = torch.tensor([symbol for row in labels for symbol in row], dtype=torch.long)
-    counts = torch.tensor([len(row) for row in labels])
+    flat = torch.tensor([symbol for row in labels for symbol in row], dtype=torch.long, device=logp_BPC.device)
+    counts = torch.tensor([len(row) for row in labels], device=logp_BPC.device)
     return F.ctc_loss(
         logp_BPC.transpose(0, 1), flat, lengths_B, counts, blank=logp_BPC.shape[-1] - 1, zero_infinity=True)

@@ -54,13 +54,18 @@ class Attention(nn.Module):
         k_BKSC, v_BKSC = k_BTKC.transpose(1, 2), v_BKTC
         if cache is not None:
             k_BKSC, v_BKSC = cache.put(layer, k_BKSC, v_BKSC)
+        groups = self.heads // self.kv_heads
+        if groups > 1 and mask is not None and mask.is_cuda and x_BTD.shape[1] > 1:
+            # a GPU's kernels that take a mask know no groups: without this all T x S scores of all heads are held
+            k_BKSC, v_BKSC = (part.repeat_interleave(groups, 1) for part in (k_BKSC, v_BKSC))
+            groups = 1
         y_BHTC = F.scaled_dot_product_attention(
             q_BTHC.transpose(1, 2),
             k_BKSC,
             v_BKSC,
             attn_mask=mask,
             is_causal=mask is None and x_BTD.shape[1] > 1,
-            enable_gqa=self.heads != self.kv_heads,
+            enable_gqa=groups > 1,
         )
         return self.out(y_BHTC.transpose(1, 2).flatten(2))
 

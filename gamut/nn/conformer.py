@@ -21,8 +21,8 @@ def check_length(rows: int, heads: int, steps: int, like: Tensor) -> None:
     """Raises ValueError where utterances are too long to be computed at once: 164 s of one at the released sizes."""
     if (size := rows * heads * steps * (2 * steps - 1) * like.element_size()) > LARGEST:
         raise ValueError(f"{rows} utterances of {steps} steps at once need {size / 2**30:.1f} GiB for the scores of a "
-                         f"layer, at most {LARGEST >> 30}; take fewer or shorter ones, or a stream (Token2Wav.open), "
-                         f"which needs no more the longer it gets")
+                         f"layer, at most {LARGEST >> 30}; take fewer or shorter ones, or, of Step-Audio 2's flow, "
+                         f"a stream (Token2Wav.open)")
 
 
 class Grown:

@@ -22,10 +22,11 @@ class Past:
     """What one stream has behind it at one step of the solver. Its rows: with conditions and without.
 
     Keys lie newest piece first in a buffer that fills towards its front; attention here knows no positions, so their
-    order matters to ``cut`` alone.
+    order matters to ``cut`` alone. Inside a piece they lie oldest first, as released, or, if ``turned``, newest first.
     """
 
-    def __init__(self, dit: "ConvDiT", rows: int):
+    def __init__(self, dit: "ConvDiT", rows: int, turned: bool = False):
+        self.turned = turned
         weight, (heads, channels) = dit.inputs.weight, (dit.heads, dit.head_dim)
         self.kv_L2RHSC = weight.new_empty(len(dit.blocks), 2, rows, heads, 0, channels)
         self.conv_L2RKD = weight.new_zeros(len(dit.blocks), 2, rows, KERNEL - 1, len(weight))
@@ -44,12 +45,14 @@ class Past:
     def put(self, layer: int, k_RHTC: Tensor, v_RHTC: Tensor) -> tuple[Tensor, Tensor]:
         """Write one layer's new keys and values; returns views of all of them."""
         fresh = slice(self.first, self.first + k_RHTC.shape[2])
+        if self.turned:
+            k_RHTC, v_RHTC = k_RHTC.flip(2), v_RHTC.flip(2)
         self.kv_L2RHSC[layer, 0, :, :, fresh], self.kv_L2RHSC[layer, 1, :, :, fresh] = k_RHTC, v_RHTC
         keys, values = self.kv_L2RHSC[layer, :, :, :, self.first :]
         return keys, values
 
     def cut(self, front: int, back: int) -> None:
-        """Keep the first ``front`` and the last ``back`` frames, counted from the newest piece."""
+        """Keep the first ``front`` and the last ``back`` frames as they lie."""
         if self.length > front + back:
             kept = self.kv_L2RHSC[..., self.first : self.first + front, :].clone()
             self.first = self.kv_L2RHSC.shape[4] - front - back

@@ -26,6 +26,8 @@ def fold(module: nn.Module) -> None:
     """Turn every normed weight below ``module`` into a plain one: equal outputs, no norm to compute in each call."""
     for part in module.modules():
         if parametrize.is_parametrized(part, "weight"):
+            kind = type(part)  # torch made it for this part, but deep copies share it and would lose their weight too
+            part.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
             parametrize.remove_parametrizations(part, "weight")
 
 

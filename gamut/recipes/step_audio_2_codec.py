@@ -34,6 +34,7 @@ from gamut.io.env import ROOT
 from gamut.io.runs import Run
 from gamut.models.judge import DigitJudge, DigitJudgeConfig, ctc
 from gamut.nn.critics import Critics
+from gamut.train import dist
 from gamut.train.judging import train_speaker_judge
 from gamut.train.loop import fit
 from gamut.train.optim import Optim
@@ -71,7 +72,7 @@ GUIDANCE = 1.5  # of the flow, released 0.7: so small a flow follows its tokens 
 
 def train_judge(cfg: Config, digits: Digits, run: Run | None) -> DigitJudge:
     torch.manual_seed(cfg.seed)
-    judge = DigitJudge(DigitJudgeConfig(width=cfg.judge_width))
+    judge = DigitJudge(DigitJudgeConfig(width=cfg.judge_width)).to(dist.device())
 
     def step(batch, phase: str):
         mel, frames, labels = batch
@@ -80,17 +81,17 @@ def train_judge(cfg: Config, digits: Digits, run: Run | None) -> DigitJudge:
     data = Batches(lambda index: digit_batch(digits, 32, index, cfg.seed))
     optim = Optim(lr=3e-3, warmup=cfg.judge_steps // 4, weight_decay=0.02)
     fit(step, judge, data, steps=cfg.judge_steps, optim=optim, run=run, stage="judge", seed=cfg.seed, save_every=500)
-    return judge.eval()
+    return judge.cpu().eval()
 
 
 def learn_tokens(cfg: Config, digits: Digits, run: Run | None) -> S3Tokenizer:
     """What is said must be readable from the tokens (arXiv 2412.10117 §2.1): digit by digit, token by token."""
     torch.manual_seed(cfg.seed)
     config = S3Config(mels=80, width=cfg.width, layers=cfg.layers, heads=4, ffn=4 * cfg.width, levels=cfg.levels)
-    reader = S3Reader(S3Tokenizer(config), labels=10, layers=cfg.layers)
+    reader = S3Reader(S3Tokenizer(config), labels=10, layers=cfg.layers).to(dist.device())
     return train_tokenizer(
         reader, lambda index: strings(digits, cfg.batch, index, cfg.seed), run, steps=cfg.tokenizer_steps, seed=cfg.seed
-    )
+    ).cpu()
 
 
 def flow_step(flow: Flow) -> Callable:
@@ -109,23 +110,23 @@ def learn_flow(cfg: Config, tokenizer: S3Tokenizer, digits: Digits, run: Run | N
     flow = Flow(FlowConfig(
         vocab=tokenizer.vocab, speaker=160, inputs=w, width=w, layers=2, up_layers=2, heads=4, ffn=2 * w, dit_width=w,
         dit_layers=cfg.flow_layers, dit_heads=4, dit_head_dim=w // 4, mean=mean, std=std,
-        guidance=GUIDANCE))  # fmt: skip
+        guidance=GUIDANCE)).to(dist.device())  # fmt: skip
     data = Batches(lambda index: voiced(digits, tokenizer.encode, cfg.batch, TOKENS, index, cfg.seed))
     optim = Optim(lr=3e-3, warmup=cfg.flow_steps // 20, weight_decay=0.01, betas=(0.9, 0.98))
     fit(flow_step(flow), flow, data, steps=cfg.flow_steps, optim=optim, run=run, stage="flow", seed=cfg.seed,
         save_every=250)  # fmt: skip
-    return flow.eval()
+    return flow.cpu().eval()
 
 
 def learn_voices(cfg: Config, flow: Flow, tokenizer: S3Tokenizer, digits: Digits, run: Run | None) -> Flow:
     """The same on whole strings, often as if somebody else had spoken them; the mean of the last weights is kept."""
-    known = timbres(digits, 40)
+    known, flow = timbres(digits, 40), flow.to(dist.device())
     data = Batches(lambda index: varied(digits, tokenizer, known, cfg.batch, TOKENS, index, cfg.seed))
     optim = Optim(lr=1.5e-3, schedule="constant", warmup=60, weight_decay=0.01, betas=(0.9, 0.98), ema=0.999)
     done = fit(flow_step(flow), flow, data, steps=cfg.flow_more, optim=optim, run=run, stage="flow_more",
                seed=cfg.seed, save_every=250)  # fmt: skip
     with done.averaged():
-        return copy.deepcopy(flow).eval()
+        return copy.deepcopy(flow).cpu().eval()
 
 
 def learn_sound(cfg: Config, clips: sources.Speech, run: Run | None) -> HiFT:
@@ -134,10 +135,11 @@ def learn_sound(cfg: Config, clips: sources.Speech, run: Run | None) -> HiFT:
     hift = HiFT(HiFTConfig(width=cfg.vocoder_width, block_kernels=(3, 7), source_kernels=(7, 7, 7), dilations=(1, 3),
                            pitch_width=cfg.judge_width))  # fmt: skip
     crops = Crops(clips, hift.config.rate, hift.config.hop, hift.encode)
-    train_reconstruction(hift, crops, run, steps=cfg.vocoder_steps, seed=cfg.seed)
+    train_reconstruction(hift.to(dist.device()), crops, run, steps=cfg.vocoder_steps, seed=cfg.seed)
     if cfg.critic_steps:
-        train_against_critics(hift, Critics(fraction=1 / 8), crops, run, steps=cfg.critic_steps, seed=cfg.seed)
-    return hift.eval()
+        critics = Critics(fraction=1 / 8).to(dist.device())
+        train_against_critics(hift, critics, crops, run, steps=cfg.critic_steps, seed=cfg.seed)
+    return hift.cpu().eval()
 
 
 def made(steps: int, shipped: str, make: Callable) -> Any:

@@ -8,6 +8,7 @@ from gamut.data.load import Batches
 from gamut.data.spoken import Digits
 from gamut.io.runs import Run
 from gamut.models.judge import DigitJudge, DigitJudgeConfig
+from gamut.train import dist
 from gamut.train.loop import fit
 from gamut.train.optim import Optim
 
@@ -22,7 +23,7 @@ def train_speaker_judge(
     """
     torch.manual_seed(seed)
     names = tuple(digits.names)
-    judge = DigitJudge(DigitJudgeConfig(width=width, classes=len(names), names=names))
+    judge = DigitJudge(DigitJudgeConfig(width=width, classes=len(names), names=names)).to(dist.device())
 
     def step(data, phase: str):
         mel, labels = data
@@ -34,4 +35,4 @@ def train_speaker_judge(
     data = Batches(lambda index: speaker_batch(digits, names, batch, index, seed))
     optim = Optim(lr=lr, warmup=steps // 8, weight_decay=0.02)
     fit(step, judge, data, steps=steps, optim=optim, run=run, stage="speakerjudge", seed=seed, save_every=300)
-    return judge.eval()
+    return judge.cpu().eval()

@@ -26,25 +26,30 @@ FLOOR = 3e-5  # of full scale, -90 dB: quieter than that is silence
 FEATURES, MEL, SPECTRA, PITCH = 2.0, 45.0, 5.0, 1.0  # weights of the generator's losses; SPECTRA is ours
 
 
-def reconstruction(hift: HiFT, crop: Crop, *, teach: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """(sound, loss, stats): how far the vocoder's sound of a crop is from the crop.
-
-    L1 of the whole band's log-mel as in the release; beside it spectra at four resolutions, whose frames are shorter
-    than the mel's (ours), and L1 of the pitch.
+def sung(hift: HiFT, crop: Crop, *, teach: bool) -> tuple[Tensor, Tensor]:
+    """The vocoder's sound of a crop, and the pitch that it predicts.
 
     Args:
         teach: sing at the crop's own pitch, not the predicted one: what is not yet predicted cannot mislead.
     """
-    guess = hift.pitch(crop.mel)
+    guess = hift.pitch(crop.mel).float()  # bfloat16 would sing in steps of 1 Hz
     source = hift.source(crop.f0 if teach else guess, hift.noise(*guess.shape, seed=None))
-    made = hift(crop.mel, source)
+    return hift(crop.mel, source), guess
+
+
+def reconstruction(hift: HiFT, crop: Crop, made: Tensor, guess: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """(loss, stats): how far sound and pitch that were made of a crop are from the crop.
+
+    L1 of the whole band's log-mel as in the release; beside it spectra at four resolutions, whose frames are shorter
+    than the mel's (ours), and L1 of the pitch.
+    """
     hop, rate, mels = hift.config.hop, hift.config.rate, hift.config.mels
     mel, stats = mel_l1(made, crop.wav, lambda wav: vocoder_mel(
         wav, rate=rate, n_fft=4 * hop, hop=hop, mels=mels, fmax=None).clamp(min=-7))
     spectra, more = stft_distance(made, crop.wav, SIZES, FLOOR)
     f0 = (guess - crop.f0).abs().mean()
     loss = MEL / SPECTRA * mel + spectra + PITCH / SPECTRA * f0 / 10
-    return made, loss, stats | more | {"pitch_l1": f0.detach(), "audio_s": torch.tensor(crop.wav.numel() / rate)}
+    return loss, stats | more | {"pitch_l1": f0.detach(), "audio_s": torch.tensor(crop.wav.numel() / rate)}
 
 
 def train_reconstruction(
@@ -54,8 +59,7 @@ def train_reconstruction(
     """Without critics; the source sings at the measured pitch. ``frames`` 17 are 0.34 s."""
 
     def step(crop: Crop, phase: str):
-        _, loss, stats = reconstruction(hift, crop, teach=True)
-        return loss, stats
+        return reconstruction(hift, crop, *sung(hift, crop, teach=True))
 
     optim = Optim(lr=lr, warmup=min(100, steps // 10), final=0.1, betas=(0.8, 0.99), weight_decay=0.0, clip=5.0)
     data = Batches(lambda index: crops.batch(index, batch, frames, seed))
@@ -66,16 +70,22 @@ def train_against_critics(
     hift: HiFT, critics: Critics, crops: Crops, run: Run | None, *, steps: int, batch: int = 8, frames: int = 17,
     lr: float = 2e-4, seed: int = 0, stage: str = "vocoder_critics",
 ) -> Fit:
-    """The published losses, the source now at the predicted pitch: least squares, features, mel, relative."""
+    """Losses of the release, the source now at the predicted pitch: least squares, features, mel, relative.
+
+    Their weights are ours. The reconstruction is that of the stage before, a fifth of what is published; what critics
+    say and hold are means over critics and layers where the public code has sums. So with 8 critics of 5 layers the mel
+    weighs 1.6 times as much against least squares as is published, 16 times as much against features.
+    """
 
     def step(crop: Crop, phase: str):
         if phase == "critics":
             with torch.no_grad():
-                made, _, _ = reconstruction(hift, crop, teach=False)
+                made, _ = sung(hift, crop, teach=False)
             said, real = critics(made)[0], critics(crop.wav)[0]
             parts = [tell_apart(said, real), relative(said, real)]
             return _sum(parts, (1.0, 1.0))
-        made, near, stats = reconstruction(hift, crop, teach=False)
+        made, guess = sung(hift, crop, teach=False)
+        near, stats = reconstruction(hift, crop, made, guess)
         said, features = critics(made)
         with torch.no_grad():
             real, wanted = critics(crop.wav)

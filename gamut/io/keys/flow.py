@@ -75,6 +75,8 @@ ENCODER = {"layers": ("num_blocks", 6), "up_layers": ("num_up_blocks", 4), "head
            "ahead": ("pre_lookahead_len", 3), "factor": ("up_scale_factor", 2)}  # fmt: skip
 ESTIMATOR = {"mels": ("out_channels", 80), "dit_width": ("hidden_size", 512), "dit_layers": ("depth", 16),
              "dit_heads": ("num_heads", 8), "dit_head_dim": ("head_dim", 64), "dit_mlp": ("mlp_ratio", 4.0)}
+BUILT = {"input_layer": "linear", "pos_enc_layer_type": "rel_pos_espnet", "selfattention_layer_type": "rel_selfattn",
+         "key_bias": True, "normalize_before": True, "macaron_style": False, "use_cnn_module": False}  # of the encoder
 ENCODER_V1 = {name: ENCODER[name] for name in ("layers", "heads", "ffn", "width", "inputs")}
 UNET = {"mels": ("out_channels", 80), "unet_channels": ("channels", (256, 256)), "unet_blocks": ("n_blocks", 4),
         "unet_middle": ("num_mid_blocks", 12), "unet_heads": ("num_heads", 8),
@@ -91,8 +93,11 @@ def config_from_official(official: Mapping[str, Any], weights: Mapping[str, Tens
     Args:
         weights: by their official names: what they say of the sizes of tables goes before the arguments.
     Raises:
-        ValueError: an estimator whose inputs are not four mels wide.
+        ValueError: an estimator whose inputs are not four mels wide, or an encoder that is not built.
     """
+    for name, value in BUILT.items():
+        if (got := official.get("encoder", {}).get(name, value)) != value:
+            raise ValueError(f"encoder {name}={got!r} is not built; allowed: {value!r}")
     groups = ((TOP, official), (ENCODER, official.get("encoder", {})), (ESTIMATOR, official.get("estimator", {})))
     ours = {name: given.get(key, default) for table, given in groups for name, (key, default) in table.items()}
     ours |= _sizes(weights)

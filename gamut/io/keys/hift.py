@@ -26,6 +26,8 @@ FIELDS = {  # ours <- constructor argument of HiFTGenerator, and its default the
     "breath": ("nsf_sigma", 0.003), "voiced": ("nsf_voiced_threshold", 10.0), "slope": ("lrelu_slope", 0.1),
     "limit": ("audio_limit", 0.99),
 }  # fmt: skip
+PARTS = ("conv_pre", "conv_post", "ups.0", "resblocks.0.convs1.0", "source_resblocks.0.convs1.0",
+         "f0_predictor.condnet.0")  # of every HiFT
 DILATIONS = ("resblock_dilation_sizes", "source_resblock_dilation_sizes")
 SMOOTH_ABOVE = 22050  # the released code takes another source at this rate than at any other
 
@@ -69,9 +71,10 @@ def config_from_shapes(official: Mapping[str, Tensor]) -> dict:
     shapes = {name: tuple(t.shape) for name, t in _spelled(official).items()}
     direction = NORMED["weight_v"]
     ups = _found(shapes, "ups.{}." + direction)
-    if not ups or f"conv_post.{direction}" not in shapes:
-        raise ValueError(f"no HiFT vocoder among {len(official)} tensors ({', '.join(list(official)[:4])} …); looked "
-                         f"for ups.0, conv_post and their normed weights")
+    needed = [*(f"{name}.{direction}" for name in PARTS), "m_source.l_linear.weight"]
+    if missing := [name for name in needed if name not in shapes]:
+        raise ValueError(f"no HiFT vocoder among {len(official)} tensors ({', '.join(list(official)[:4])} …): without "
+                         f"{', '.join(missing)}; download hift.pt again")
     blocks = _found(shapes, "resblocks.{}.convs1.0." + direction)
     mels, width = shapes[f"conv_pre.{direction}"][1], shapes[f"conv_pre.{direction}"][0]
     layers = _found(shapes, "f0_predictor.condnet.{}." + direction, step=2)
@@ -152,6 +155,7 @@ def _spelled(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _parted(stem: str, weight: Tensor) -> dict[str, Tensor]:
     length = weight.flatten(1).norm(dim=1).view(-1, *[1] * (weight.ndim - 1))
+    weight = weight.where(length > 0, 1)  # a channel of zeros has no direction: any will do
     return {stem + new: tensor for new, tensor in zip(NORMED.values(), (length, weight), strict=True)}
 
 
