@@ -1,11 +1,11 @@
-"""Step-Audio 2, tiny, five times, each without another fifth of the coffee orders, and without another person.
+"""Step-Audio 2, tiny, five times, each without another fifth of the coffee orders, four without another person, too.
 
     python -m benchmarks.folds             # makes what is missing: an hour of one core each
     python -m benchmarks.folds --folds 3 4
     python -m benchmarks.folds --table     # only writes docs/conversations.md from what is known
 
 A run lies in runs/fold-N; one that was stopped goes on. Each finished one is a line of results/
-step_audio_2_folds.jsonl. Fold 0 is the shipped model, which knows everybody; its scores lie beside its weights.
+step_audio_2_folds.jsonl. Fold 0 is the recipe as it is, which knows everybody.
 """
 
 import json
@@ -16,12 +16,11 @@ import gamut
 from benchmarks.record import RESULTS, parser
 from dev.claims import finished
 from dev.planning import markdown
-from gamut.io.env import shipped
 from gamut.io.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE = RESULTS / "step_audio_2_folds.jsonl", ROOT / "docs" / "conversations.md"
-WITHOUT = {1: "george", 2: "lucas", 3: "theo", 4: "yweweler"}  # fold, which is the seed too -> who is kept out
+WITHOUT = {0: "", 1: "george", 2: "lucas", 3: "theo", 4: "yweweler"}  # fold, which is the seed too -> who is kept out
 SCORES = {  # name -> what a reader calls it
     "digits/wer": "word error rate, 1-6 digits", "arithmetic/text": "arithmetic in text",
     "arithmetic/aloud": "arithmetic aloud", "tools/choice": "the right tool, or none",
@@ -49,9 +48,7 @@ def made(fold: int, out: Path) -> dict:
 def known() -> dict[int, dict]:
     """Fold -> its newest line."""
     lines = [json.loads(line) for line in RECORD.read_text().splitlines()] if RECORD.exists() else []
-    ready = json.loads((shipped("weights/step_audio_2") / "metrics.json").read_text())
-    shipping = {"fold": 0, "without": "", "how": "the shipped model, the recipe whole", "metrics": ready}
-    return {line["fold"]: line for line in [shipping, *lines]}
+    return {line["fold"]: line for line in lines}
 
 
 def table(names: dict[str, str], columns: list[tuple[str, dict[str, float]]]) -> list[str]:
