@@ -91,7 +91,8 @@ def begin(recipe: Recipe, config: Any, size: str, out: str | Path, name: str | N
 
 
 def asked(run: Run) -> tuple[Recipe, str, dict[str, Any]]:
-    """What a run folder was asked for: recipe, size, values of the fields.
+    """What a run folder was asked for: recipe, size, values of the fields. A recipe of the user's own may be named, but
+    not one that came inside of the folder.
 
     Raises:
         ValueError: if it does not say.
@@ -99,8 +100,12 @@ def asked(run: Run) -> tuple[Recipe, str, dict[str, Any]]:
     stored = run.config
     if not {"recipe", "size", "config"} <= set(stored):
         raise ValueError(f"'{run.path}/config.json' names no recipe; resume a folder that gamut run made")
+    recipe = read(stored["recipe"])
+    if recipe.path.is_relative_to(run.path.resolve()):
+        raise ValueError(f"'{run.path}' brings its own recipe, {recipe.path.name}, which may do anything; read it, and "
+                         f"put it elsewhere if it is to be run")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored["config"].items()}
-    return read(stored["recipe"]), stored["size"], values  # tuples again: JSON has none, a frozen Config no lists
+    return recipe, stored["size"], values  # tuples again: JSON has none, a frozen Config no lists
 
 
 def reopen(run: Run, overrides: dict[str, Any], recipe: str | None = None) -> tuple[Recipe, Any]:
@@ -183,8 +188,7 @@ def execute(recipe: Recipe, config: Any, run: Run) -> Result:
 def maker(folder: Path) -> Recipe:
     """The recipe that measures a run folder, or a checkpoint that was taught what it asks.
 
-    A checkpoint names no file to be run, whatever its config.json says; a run may name a recipe of the user's own, but
-    not one that came inside of it.
+    A checkpoint names no file to be run, whatever its config.json says.
 
     Raises:
         ValueError: if the folder does not say, or is a model that the recipe's examination is not for.
@@ -192,11 +196,7 @@ def maker(folder: Path) -> Recipe:
     from gamut.io.folders import TAUGHT, load_config
 
     if (folder / "env.json").exists():
-        recipe = asked(Run.open(folder))[0]
-        if recipe.path.is_relative_to(folder.resolve()):
-            raise ValueError(f"'{folder}' brings its own recipe, {recipe.path.name}, which may do anything; read it, "
-                             f"and put it elsewhere if it is to be run")
-        return recipe
+        return asked(Run.open(folder))[0]
     if (folder.resolve().parent / "env.json").exists():
         raise ValueError(f"'{folder}' is the model of a run, which knows what it was asked; give that: "
                          f"gamut eval {folder.parent}")

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
@@ -15,10 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gamut import __version__
 from gamut.io.source import Recipe, read, tuned
 from gamut.papers import PAPERS, measured
 
 ROOM, RIGHTS = "make room, then type the same again", "see who may read and write there"
+Weights = Literal["auto", "float32", "bfloat16", "int8"]
 HINTS = {errno.ENOSPC: ROOM, errno.EDQUOT: ROOM, errno.EACCES: RIGHTS, errno.EPERM: RIGHTS, errno.EROFS: RIGHTS}
 
 
@@ -89,9 +92,7 @@ def show(what: str, /) -> None:
 def _show_metrics(out: Console) -> None:
     from gamut.train.log import METRICS
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("name", "unit", "meaning"):
-        table.add_column(name)
+    table = Table("name", "unit", "meaning", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name, (unit, text) in METRICS.items():
         table.add_row(f"[bold]{name}[/]", unit, text)
     out.print(table)
@@ -226,8 +227,7 @@ def evaluate(folder: Path, /) -> None:
     _able(recipe, "evaluate")
     body = api.module(recipe)
     result = body.evaluate(folder)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("metric")
+    table = Table("metric", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("value", justify="right")
     for name, value in result.metrics.items():
         table.add_row(name, f"{value:.4g}")
@@ -238,7 +238,7 @@ def evaluate(folder: Path, /) -> None:
 def chat(
     question: Path | None = None, /, *, model: Path | None = None, system: str = "", text: str = "",
     out: Path = Path("answer.wav"), voice: Path | None = None, voices: str = "", documents: str = "",
-    thinks: bool = False, transcript: bool = True, weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
+    thinks: bool = False, written: bool = False, transcript: bool = True, weights: Weights = "auto",
 ) -> None:
     """Ask a speech model: a recording in, its answer in text and as a sound file.
 
@@ -252,6 +252,7 @@ def chat(
         documents: a folder, or a URL with %s for the query, where a released model may search.
         voices: a folder of clips and a table of what they are like, to find a voice to answer in.
         thinks: ask for a thought before the answer.
+        written: the answer in writing, even where the model could speak it.
         transcript: print what the model heard, too.
         weights: auto is int8 for a large model (bfloat16 on a GPU), a quarter of the memory of float32.
     """
@@ -259,12 +260,11 @@ def chat(
     from gamut.generate.chatting import chat
     from gamut.generate.speaker import Speaker
 
-    path, more = model or api.shipped("step_audio_2"), {"documents": documents, "voices": voices, "weights": weights}
-    speaker = Speaker.load(path, voice, **more)
+    more = {"documents": documents, "voices": voices, "weights": weights}
+    speaker = Speaker.load(model or api.shipped("step_audio_2"), voice, **more)
     kept = [Path(file) for file in (voice, *(Path(voices).glob("*") if voices else ())) if file]
-    if not speaker.small:
-        print(speaker.weighs)
-    chat(speaker, question, system=system, text=text, out=out, thinks=thinks, transcript=transcript, kept=kept)
+    chat(speaker, question, system=system, text=text, out=out, thinks=thinks, written=written, transcript=transcript,
+         kept=kept)  # fmt: skip
 
 
 def _able(recipe: Recipe, what: str) -> None:
@@ -354,8 +354,6 @@ def dispatch(args: Sequence[str]) -> None:
     if name in ("-h", "--help", "help"):
         return _help()
     if name in ("-V", "--version"):
-        from gamut import __version__
-
         return print(f"gamut {__version__}")
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5)
@@ -378,6 +376,7 @@ def _ours(error: BaseException) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, 2 for a mistake in what was typed or given, 130 when stopped by Ctrl-C, 141 by a closed pipe."""
     errors = Console(stderr=True, soft_wrap=True)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # who types needs no line of ours
     try:
         try:
             dispatch(sys.argv[1:] if argv is None else argv)

@@ -169,6 +169,8 @@ def test_a_downloaded_folder_names_no_code_to_run(call):
     Path("runs/x/env.json").write_text("{}")
     code, out, err = call("eval", "runs/x")
     assert code == 2 and "'runs/x' brings its own recipe, evil.py, which may do anything" in err and "it ran" not in out
+    code, out, err = call("run", "--resume", "runs/x")
+    assert code == 2 and "'runs/x' brings its own recipe, evil.py" in err and "it ran" not in out + err
 
 
 def test_eval_of_the_wrong_folder_says_which_is_right(call):

@@ -13,6 +13,7 @@ from gamut.codecs.chat import EOT, TTS_START
 from gamut.codecs.prompts import TRANSCRIBE
 from gamut.codecs.toolcall import parse_tool_calls
 from gamut.data.conversations import Conversations, vocabulary
+from gamut.data.dialogues import prefill
 from gamut.data.orders import Orders, menu
 from gamut.data.scripts import (
     AGAIN,
@@ -78,15 +79,16 @@ def test_every_script_makes_rows_whose_own_part_holds_the_answer(talks):
             assert own.count(talks.words.id(EOT)) == sum(1 + bool(turn.calls) for turn in dialogue.turns)
 
 
-def test_numbers_to_learn_from_are_longer_and_say_digits_twice(talks):
+@pytest.mark.parametrize(("name", "learned", "asked"), [("transcribe", 8, 6), ("reverse", 6, 4), ("read", 8, 4)])
+def test_numbers_to_learn_from_are_longer_and_say_digits_twice(talks, name, learned, asked):
     """What is asked in an examination is drawn evenly; what is learned from, where counting is hard."""
-    def heard(world: World) -> list[str]:
-        return [mix(transcribe=1)[0].make(world, random.Random(seed)).turns[0].answer for seed in range(300)]
+    def answers(world: World) -> list[str]:
+        return [mix(**{name: 1})[0].make(world, random.Random(seed)).turns[0].answer for seed in range(400)]
 
-    for world, longest, twice in ((talks.world, 8, 0.325), (replace(talks.world, vary=False), 6, 0.1)):
-        answers = heard(world)
-        pairs = [a == b for answer in answers for a, b in pairwise(answer)]
-        assert max(map(len, answers)) == longest
+    for world, longest, twice in ((talks.world, learned, 0.325), (replace(talks.world, vary=False), asked, 0.1)):
+        some = answers(world)
+        pairs = [a == b for answer in some for a, b in pairwise(answer)]
+        assert max(map(len, some)) == longest
         assert sum(pairs) / len(pairs) == pytest.approx(twice, abs=0.035)  # 0.25 + 0.75 / 10, and 1 / 10
 
 
@@ -187,6 +189,20 @@ def test_speech_is_learned_only_where_the_model_chooses_it(talks):
         if turn.aloud:
             (ids, learn), _, _ = talks.row(dialogue, rng)
             assert learn[ids.index(start)] == bool(dialogue.tools or turn.thought)
+
+
+def test_whether_to_speak_can_be_told_from_what_was_said(talks):
+    """Where no prefill asks for it, one system message and a thought or none always mean the same: a model cannot guess
+    a coin, and half of its thought answers would be written in vain."""
+    wanted: dict[tuple, set[bool]] = {}
+    for script in LEARNED:
+        for seed in range(60):
+            dialogue = script.make(talks.world, random.Random(seed))
+            for turn in dialogue.turns:
+                before = prefill(turn, dialogue.tools, told=False)
+                if not before.endswith(TTS_START) and not turn.calls and (dialogue.tools or turn.thought):
+                    wanted.setdefault((dialogue.system, dialogue.tools, before), set()).add(turn.aloud)
+    assert len(wanted) == 6 and all(len(choices) == 1 for choices in wanted.values())
 
 
 def test_batches_keep_what_rows_have_to_learn(talks):

@@ -26,7 +26,7 @@ ORDER = [
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FREE = {"gamut.train.dist", "gamut.train.log"}  # beside io/ and evals/: not counted as what a recipe's reader must read
 READING = {  # three networks and judges; conversations, tools and orders; a trainer and laws; both fusions
-    "step_audio_2_codec": 4070, "step_audio_2": 3830, "farseer": 4250, "rlhfuse": 3050,
+    "step_audio_2_codec": 4090, "step_audio_2": 3960, "farseer": 4250, "rlhfuse": 3050,
 }  # fmt: skip
 CORE = {"torch", "numpy", "scipy", "safetensors", "jaxtyping", "tyro", "rich"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

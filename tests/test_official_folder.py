@@ -5,6 +5,7 @@ import shutil
 import warnings
 
 import pytest
+import soundfile
 import torch
 from flows import lively
 from test_token2wav import YAML
@@ -166,13 +167,15 @@ def test_a_large_model_is_int8_where_there_is_no_gpu(converted, monkeypatch, cap
 def test_documents_and_voices_come_with_tools(converted, data, tmp_path, capsys):
     """A released model is shown them with whatever it is asked; a small one knows what it was taught, and says so."""
     (tmp_path / "lake.md").write_text("The lake is 31 metres deep.")
-    (tmp_path / "transcripts.jsonl").write_text(json.dumps({"file": "a.wav", "text": "one", "description": "calm"}))
+    clips = ({"file": name, "text": "one", "description": "calm"} for name in ("0.wav", "a.wav"))
+    (tmp_path / "transcripts.jsonl").write_text("\n".join(map(json.dumps, clips)))
+    soundfile.write(tmp_path / "0.wav", [float("nan")] * 16000, 16000, "FLOAT")  # its header is in order
     shutil.copy(data / "a.wav", tmp_path / "a.wav")
     asked = ["chat", "--model", str(converted), "--text", "How deep?", "--documents", str(tmp_path)]
     assert main(asked) == 0 and "answered in" in capsys.readouterr().out
     speaker = Speaker.load(converted, documents=tmp_path, voices=tmp_path)
     assert list(speaker.tools.tools) == ["calculator", "date_and_time", "search", "audio_search"]
-    assert list(speaker.codec.voices) == ["a.wav"]  # a codec without a voice of its own takes the first clip's
+    assert list(speaker.codec.voices) == ["a.wav"]  # where the codec has none: the first that gives one
     assert speaker.how("Be brief.") == How("Be brief.", aloud=True, tools=True)
     assert not Speaker.load(converted).how("Be brief.").tools
     with pytest.raises(ValueError, match="knows the tools it was taught and no others"):

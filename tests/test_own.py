@@ -63,6 +63,18 @@ def test_a_conversation_becomes_what_the_model_hears_and_says(folder, codec):
     assert [len(own.row(one).ids) for one in own.talked] == own.lengths  # measured as it is read
 
 
+def test_what_is_there_twice_is_on_one_side(folder):
+    """The same words and sounds, in whatever lines: none is both learned from and held out."""
+    once = split(read_conversations(folder), 0.25, seed=3)
+    lines = [asked(f"{k % 3}.wav", f"number {k % 3}") for k in range(12)]
+    write(folder, *lines)
+    for seed in range(8):
+        train, test = split(read_conversations(folder), 0.3, seed)
+        assert (len(train), len(test)) == (8, 4)
+        assert not {json.dumps(one.told) for one in train} & {json.dumps(one.told) for one in test}
+    assert [len(part) for part in once] == [3, 1]
+
+
 def test_rows_are_what_the_official_layout_says(folder, codec):
     """Several turns and a tool, beside the whole conversation written at once; the past says nothing of thoughts."""
     turns = [
@@ -180,6 +192,10 @@ def said(content, **more) -> str:
         (said("x", tool_call_id=[1]), r"tool_call_id is the id of a call, got \[1\]"),
         (said(None, tts_content={"tts_text": "yes"}), "line 1: tts_content holds tts_text and tts_audio, both"),
         (said(None, tts_content={"tts_text": "yes", "tts_audio": 1}), "tts_content holds tts_text and tts_audio"),
+        (said(None, tool_calls=[{"function": {"name": "web", "arguments": "{broken"}}]), "tool_calls is a list of"),
+        (said("  "), "an assistant message without content"), (said("x", contents="y"), "the key 'contents' in a mess"),
+        (json.dumps({"messages": [{"role": "user", "content": []}]}), "line 1 has a user message without content"),
+        (json.dumps({"messages": [{"role": "user", "content": "<audio>"}], "audios": ["0.wav"]}), "has audios beside"),
         (said(None, tts_content="yes"), "tts_content holds tts_text and tts_audio, both strings; got yes"),
     ],
 )  # fmt: skip

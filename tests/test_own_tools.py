@@ -1,10 +1,11 @@
 """Tools in a talk: results too long for the model, tools that take their time, documents to search in."""
 
-import json
 import threading
 import time
+from functools import partial
 
 import pytest
+import torch
 from test_own import WORDS
 from test_tuning import model
 
@@ -15,7 +16,7 @@ from gamut.generate import chatting
 from gamut.generate.retrieval import web_search
 from gamut.generate.speak import Told, Words, collect
 from gamut.generate.speaker import Speaker
-from gamut.generate.tools import Tool, Toolbox, calculator
+from gamut.generate.tools import Found, Tool, Toolbox, calculator
 
 NOTHING = {"type": "object", "properties": {}}
 
@@ -54,10 +55,10 @@ def test_ten_megabytes_or_broken_json_leave_room_for_an_answer(monkeypatch, valu
 
 
 def test_the_results_of_a_turn_share_a_quarter_of_the_context():
-    box = Toolbox([Tool("big", "", NOTHING, lambda: "x" * 10**6)]).within(16384)
-    told = box.run([ToolCall("big", "{}", str(i)) for i in range(9)])
+    box = Toolbox([Tool("big", "", NOTHING, lambda: "x" * 10**6)])
+    told = box.results(box.start([ToolCall("big", "{}", str(i)) for i in range(9)], 16384))
     assert sum(len(result.content) for result in told[:8]) <= 4096 and not told[8].ok
-    assert len(box.run([ToolCall("big", "{}", "c")])[0].content) == 4096
+    assert len(box.results(box.start([ToolCall("big", "{}", "c")], 16384))[0].content) == 4096
 
 
 def test_a_failed_search_is_told_as_an_error_alone():
@@ -65,12 +66,44 @@ def test_a_failed_search_is_told_as_an_error_alone():
     assert result.message["role"] == "tool" and result.message["content"].startswith("error: search failed")
 
 
-def test_a_box_within_a_context_keeps_its_tools_and_never_grows():
-    box = Toolbox([Tool("t", "", NOTHING, lambda: "y" * 9000)], limit=1000, most=3)
-    assert (box.within(16384).limit, box.within(2048).limit, box.within(8).limit) == (1000, 512, 128)
-    assert box.within(2048).most == 3
-    [result] = box.within(2048).run([ToolCall("t", json.dumps({}), "c")])
-    assert len(result.content.encode()) <= 512
+def test_room_in_the_context_only_lessens_a_limit():
+    box = Toolbox([Tool("t", "", NOTHING, lambda: "y" * 9000)], limit=1000)
+    for room, limit in ((10**9, 1000), (16384, 1000), (2048, 512), (8, 128), (-5, 128)):
+        [result] = box.results(box.start([ToolCall("t", "{}", "c")], room))
+        assert len(result.content.encode()) == limit
+
+
+def test_round_after_round_of_large_results_ends_without_losing_the_turn(monkeypatch):
+    """Each round takes a quarter of what is left; where nothing is left the answer ends, and says so."""
+    call = write_tool_call("big", {})
+    box = Toolbox([Tool("big", "Gives a lot.", NOTHING, lambda: "x" * 10**7)])
+    prompts = script(monkeypatch, call, call, call, "done")
+    talk = chatting.Talk(Speaker(model(), WORDS, None, box), aloud=False, tools=True)
+    answer = collect(talk.ask(None, text="go"))
+    assert answer.finish in ("stop", "room") and all(len(prompt) < 512 for prompt in prompts)
+    assert len(talk.messages) >= 4 and talk.messages[0]["role"] == "human"
+
+
+def test_what_no_model_could_be_told_is_refused_with_its_tool():
+    for parameters in ({"properties": {"n": {"type": "int"}}}, {"properties": {"n": True}}):
+        with pytest.raises(ValueError, match=r"tool 't': argument 'n' needs a schema with a type, one of string, num"):
+            Toolbox([Tool("t", "", parameters, print)])
+    with pytest.raises(ValueError, match="argument 'n' needs a schema with a type"):
+        Toolbox([Tool("t", "", {"properties": {"n": {}}}, print, terse=True)])
+
+    async def later():
+        return "x"
+
+    [result] = Toolbox([Tool("t", "", NOTHING, later)]).run([ToolCall("t", "{}", "c")])
+    assert not result.ok and "is an async function, which nothing here awaits" in result.content
+
+
+def test_a_sound_that_is_none_is_told_to_the_model():
+    for wav, why in ((torch.ones(9, dtype=torch.int16), "samples are floats"), (None, "got NoneType"),
+                     (torch.ones(9, 2), r"(samples,) or (1, samples)"), (torch.ones(3) / 0, "NaN or infinite")):
+        [result] = Toolbox([Tool("t", "", NOTHING, partial(Found, "x", wav, 8000))]).run([ToolCall("t", "{}", "c")])
+        assert not result.ok and why in result.content
+    assert Found("x", torch.ones(1, 9), 8000).wav.shape == (9,)
 
 
 def test_a_model_says_something_while_a_tool_takes_its_time(monkeypatch):

@@ -55,6 +55,17 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return read_tensors(sorted((run / "checkpoints" / "sft").glob("step_*"))[-1] / "model.safetensors")
 
 
+def test_a_model_goes_on_only_where_its_examination_stays_unheard(tmp_path):
+    """It learned from four of five folds: with another seed the orders asked would be among them."""
+    (tmp_path / step_audio_2.KEPT_BACK).write_text('{"fold": 2, "without": "theo"}')
+    for seed, without in ((2, "theo"), (7, "theo"), (12, "")):
+        step_audio_2.unheard(step_audio_2.Config(init=str(tmp_path), seed=seed, without=without))
+    with pytest.raises(ValueError, match=r"seed 1 is examined on: it kept back fold 2; go on with --seed 2"):
+        step_audio_2.main(step_audio_2.Config(init=str(tmp_path), seed=1, without="theo"))
+    with pytest.raises(ValueError, match="knows 'lucas': leave --without away"):
+        step_audio_2.main(step_audio_2.Config(init=str(tmp_path), seed=2, without="lucas"))
+
+
 @recordings
 def test_stopped_in_every_stage_and_resumed_it_is_the_same_run(begin, tmp_path):
     """Ctrl-C in every stage: each says how to go on, and the final weights are those of a run in one go."""

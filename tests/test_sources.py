@@ -260,6 +260,16 @@ def test_cells_as_tables_have_them(own):
     assert [(text, more) for _, text, more in listed(own, textless=True)] == [("", {"speaker": "ann"}), ("two", {})]
 
 
+def test_a_text_beside_each_clip(own):
+    (own / "a.txt").write_text("one two\n")
+    with pytest.raises(ValueError, match=r"b\.wav' needs a text in b\.txt, as other clips have"):
+        folder(own)
+    (own / "wavs" / "b.txt").write_text("three")
+    assert [(clip.name, text) for clip, text, _ in listed(own)] == [("a.wav", "one two"), ("b.wav", "three")]
+    (own / "metadata.jsonl").write_text('{"file_name": "b.wav", "transcription": "four"}')
+    assert [text for _, text, _ in listed(own)] == ["four"]
+
+
 def test_folders_that_are_none(tmp_path):
     with pytest.raises(ValueError, match=r"holds no transcripts; allowed: transcripts.csv, .* write one line per clip"):
         folder(tmp_path)

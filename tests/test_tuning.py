@@ -20,12 +20,12 @@ from gamut.cli import main
 from gamut.codecs.text import Tokenizer
 from gamut.data.own import read_conversations
 from gamut.data.own_rows import Own
-from gamut.evals.own import answered, read_answer, scored, symbols, taught
+from gamut.evals.own import answered, learned, read_answer, scored, symbols, taught
 from gamut.generate.speaker import How, Speaker, tools_of
 from gamut.io.adapters import read_adapter
 from gamut.io.convert import export, keys_of
 from gamut.io.env import shipped
-from gamut.io.folders import TAUGHT, load_tensors
+from gamut.io.folders import TAUGHT, WRITTEN, load_tensors
 from gamut.io.media import write_audio
 from gamut.io.runs import Run
 from gamut.io.source import read, tuned
@@ -97,8 +97,9 @@ def test_it_ends_with_the_weights_that_were_best(folder, tmp_path, rank):
 
 
 def test_two_processes_that_share_the_weights_tune_as_one_does(folder, tmp_path):
-    """The paper's way, the whole decoder, sharded by FSDP2: same losses, same best weights, same answers."""
-    model().save_pretrained(tmp_path / "m", files=WORDS.files())
+    """The paper's way, the whole decoder, sharded by FSDP2: same losses, same best weights, same answers. The released
+    weights are bfloat16, and so is what is saved; what learns is float32."""
+    model().bfloat16().save_pretrained(tmp_path / "m", files=WORDS.files())
     asked = {"init": str(tmp_path / "m"), "data": str(folder), "lora_rank": 0, "share": 0.34, "steps": 4, "every": 2,
              "accumulate": 2, "lr": 3e-3, "checkpointing": True}  # fmt: skip
     flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in asked.items()]
@@ -114,7 +115,7 @@ def test_two_processes_that_share_the_weights_tune_as_one_does(folder, tmp_path)
     moved = [name for name in begun if not torch.equal(begun[name], ended[0][name])]
     assert "lm.embed.weight" in moved and not any(name.startswith("encoder.") for name in moved)
     for name, tensor in ended[0].items():
-        torch.testing.assert_close(ended[1][name], tensor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ended[1][name], tensor, rtol=1e-2, atol=1e-5)  # one step of bfloat16 is 0.8 %
 
 
 def test_packed_rows_weigh_the_same_as_rows_of_their_own(folder):
@@ -268,14 +269,23 @@ def test_what_a_downloaded_folder_holds_besides_stays_there(tmp_path):
     for name in there + other:
         (init / name).parent.mkdir(parents=True, exist_ok=True)
         (init / name).write_text(name)
-    (init / TAUGHT).write_text('{"a": {"aloud": true}}')
     one = model()
-    save_tuned(tmp_path / "t", "Omni", asdict(one.config), one.state_dict(), init, {"b": {"aloud": False}}, "A card.")
+    save_tuned(tmp_path / "t", "Omni", asdict(one.config), one.state_dict(), init, {TAUGHT: "{}"}, "A card.")
     made = {str(file.relative_to(tmp_path / "t")) for file in (tmp_path / "t").rglob("*") if file.is_file()}
     assert made == {*there, *WORDS.files(), "config.json", "README.md", "model.safetensors", TAUGHT}
-    assert json.loads((tmp_path / "t" / TAUGHT).read_text()) == {"a": {"aloud": True}, "b": {"aloud": False}}
     assert Tokenizer.from_pretrained(tmp_path / "t").vocab == WORDS.vocab
     assert gamut.load(tmp_path / "t").config == one.config
+
+
+def test_one_request_answered_in_two_ways_is_said(folder):
+    """In whatever order the lines stand, chat asks for what is more frequent."""
+    spoken, wrote = asked("0.wav", [{"type": "audio", "file": "1.wav", "text": "yes"}]), asked("0.wav", "no")
+    for lines, aloud in (([spoken, wrote, wrote], False), ([wrote, spoken, spoken], True)):
+        for some in (lines, lines[::-1]):
+            write(folder, *some)
+            with pytest.warns(UserWarning, match="under one request the data is answered aloud and in writing"):
+                [how] = taught(read_conversations(folder), shipped("weights/step_audio_2")).values()
+            assert how["aloud"] is aloud
 
 
 def test_a_small_model_is_asked_as_its_own_data_did(tmp_path, folder):
@@ -290,16 +300,32 @@ def test_a_small_model_is_asked_as_its_own_data_did(tmp_path, folder):
                            *asked("0.wav", "x")["messages"][1:]]}  # fmt: skip
     write(folder, *lines, {"messages": asked("0.wav", "x")["messages"][1:]}, spoken)
     with pytest.warns(UserWarning, match=r"has tools that are not those of '.*step_audio_2': calculator, lamp; "):
-        learned = taught(read_conversations(folder), init)
-    assert {name: how["tools"] for name, how in learned.items()} == {
-        "Ours.": True, "Lamps.": False, "Fewer.": False, "": False}  # fmt: skip
-    assert taught(read_conversations(folder), tmp_path) == {}  # a large model takes any request
+        files = learned(read_conversations(folder), init)
     speaker = Speaker.load(init)
     assert speaker.how() == How("Say the sum of the two numbers.")
-    speaker = replace(speaker, taught={**speaker.taught, **learned})
+    speaker = replace(speaker, taught=json.loads(files[TAUGHT]))
+    assert {name: speaker.taught[name]["tools"] for name in ("Ours.", "Lamps.", "Fewer.", "")} == {
+        "Ours.": True, "Lamps.": False, "Fewer.": False, "": False}  # fmt: skip
     assert speaker.how() == How("", aloud=False, tools=False) and speaker.how("Ours.").tools
     with pytest.raises(ValueError, match=r"(?s)'Sing\.'; --system must be one of.*Fewer\.\n  \(nothing\)$"):
         speaker.how("Sing.")
+
+
+def test_a_large_model_is_asked_as_its_own_data_did(tmp_path, folder):
+    """It takes any request, and writes where its data wrote more often than it spoke."""
+    def line(system: str, aloud: bool) -> dict:
+        answer = [{"type": "audio", "file": "1.wav", "text": "yes"}] if aloud else "no"
+        messages = asked("0.wav", answer)["messages"][1:]
+        return {"messages": [*([{"role": "system", "content": system}] if system else []), *messages]}
+
+    init = tmp_path / "m"
+    model().save_pretrained(init, files=WORDS.files() | {WRITTEN: '["Before.", "Say."]'})
+    write(folder, line("Write.", False), line("Say.", True), line("Both.", True), line("Both.", False), line("", False))
+    found = json.loads(learned(read_conversations(folder), init)[WRITTEN])
+    assert found == ["", "Before.", "Write."]
+    (init / WRITTEN).write_text(json.dumps(found))
+    speaker = Speaker.load(init)
+    assert [speaker.how(name).aloud for name in ("", "Write.", "Say.", "Both.", "Sing.")] == [False, False, *3 * [True]]
 
 
 def test_a_run_says_what_changed_and_refuses_other_data(folder, tmp_path):
@@ -322,8 +348,10 @@ def test_changed_words_and_sounds_are_other_data(folder, tmp_path):
     """As long as before, in what is learned or what is held out; the folder may have moved."""
 
     def check(run: Run, home=folder) -> None:
-        same_data(*halves(home), run)
+        same_data(*halves(home), run, init)
 
+    init = tmp_path / "m"
+    model().save_pretrained(init)
     run, clip = Run.create(tmp_path / "runs", "mine", {}), (folder / "0.wav").read_bytes()
     lines = [asked(f"{k}.wav", f"number {k}") for k in range(6)]
     check(run)
@@ -338,14 +366,20 @@ def test_changed_words_and_sounds_are_other_data(folder, tmp_path):
         check(run)
     (folder / "0.wav").write_bytes(clip)
     check(run)
+    other = model()
+    other.lm.norm.weight.data[0] += 1
+    other.save_pretrained(init)
+    with pytest.raises(ValueError, match=r"the weights in '.*' changed since this run began; put them back"):
+        check(run)
 
 
 def test_a_changed_transcript_is_other_data(folder, tmp_path):
     (folder / "conversations.jsonl").unlink()
+    model().save_pretrained(tmp_path / "m")
     run = Run.create(tmp_path / "runs", "mine", {})
     for number, home in ((12, folder), (12, tmp_path / "moved"), (34, folder)):
         (folder / "transcripts.csv").write_text("file,text\n" + f"0.wav,{number}\n" + "1.wav,one\n2.wav,two\n")
         if home != folder:
             shutil.copytree(folder, home)
         with pytest.raises(ValueError, match="with other words or sounds") if number == 34 else nullcontext():
-            same_data(*halves(home), run)
+            same_data(*halves(home), run, tmp_path / "m")

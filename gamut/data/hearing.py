@@ -18,6 +18,7 @@ from gamut.codecs.mel import hear, pad_mels
 from gamut.data.disguise import disguised, hidden
 from gamut.data.load import alike
 from gamut.data.orders import Orders
+from gamut.data.room import Rest, microphone, rested, silences
 from gamut.data.spoken import RATE, Digits, noisy
 from gamut.io.fsdd import DIGITS
 
@@ -56,8 +57,10 @@ def digit_frames(digits: Digits, others: Digits | None, size: int, index: int, s
     mels, spans, words = [], [], []
     for _ in range(size):
         one = rng.choice(given.names) if rng.random() < 0.5 else ""
-        said = given.say([rng.randrange(10) for _ in range(count)], rng, speaker=one)
-        mel, strange = hear(noisy(said.wav, rng, -4.5, -1.6), RATE), rng.random() < SHARE
+        gap, rest = silences(rng)
+        said = given.say([rng.randrange(10) for _ in range(count)], rng, gap=gap, rest=rest, speaker=one)
+        wav, rate = microphone(said.wav, RATE, rng)
+        mel, strange = hear(noisy(wav, rng, -4.5, -1.6), rate), rng.random() < SHARE
         mels.append(disguised(mel, rng) if strange else mel)
         who = [-100 if strange or given is others else names.index(name) for name in said.speakers]
         spans.append(list(zip(said.spans, said.digits, who, strict=True)))
@@ -95,10 +98,16 @@ def order_slots(
     """Batch number ``index``: noisy orders with bands and moments hidden, of like length among ``POOL`` batches."""
     pool, place = divmod(index, POOL)
     deal, rng = random.Random(f"hear orders {seed} pool {pool}"), random.Random(f"hear orders {seed} {index}")
-    drawn = deal.choices(range(len(orders)), k=size * POOL)
+    drawn = [(which, silences(deal)[1]) for which in deal.choices(range(len(orders)), k=size * POOL)]
     mels, labels, words = [], [], []
-    for which in alike(drawn, size, lambda which: len(orders.clips[which].wav), deal)[place]:
-        mel = hear(noisy(orders.say(which, rng), rng, -4.5, -1.6), orders.rate)
+
+    def length(one: tuple[int, Rest]) -> float:
+        return len(orders.clips[one[0]].wav) / orders.rate + sum(one[1])
+
+    for which, rest in alike(drawn, size, length, deal)[place]:
+        said = rested(orders.say(which, rng), orders.rate, rest)
+        wav, rate = microphone(said, orders.rate, rng)
+        mel = hear(noisy(wav, rng, -4.5, -1.6), rate)
         mels.append(hidden(disguised(mel, rng) if rng.random() < SHARE else mel, rng))
         labels.append([_place(named[name], orders.slots[which].get(name)) for name in named])
         words.append(torch.tensor([places[word] for word in orders.clips[which].text.split()], dtype=torch.long))

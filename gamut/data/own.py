@@ -1,16 +1,18 @@
 """Your own conversations to fine-tune on: a JSONL file of messages with sound, or a folder of clips with transcripts.
 
     {"messages": [{"role": "system", "content": "Be brief."},
-                  {"role": "user", "content": [{"type": "audio", "file": "q.wav"}, {"type": "text", "text": "Well?"}]},
+                  {"role": "user", "content": [{"type": "text", "text": "Well?"}, {"type": "audio", "file": "q.wav"}]},
                   {"role": "assistant", "content": [{"type": "audio", "file": "a.wav", "text": "Yes."}]}],
      "tools": [...]}
 
-a line, files relative to the JSONL. Sound of the user is heard; sound of the assistant, with its ``text``, is what it
-learns to say. That needs a codec that encodes, or the tokens themselves: {"tts_content": {"tts_text", "tts_audio"}} as
-the released server writes it. ``tool_calls`` and ``tool`` messages are as codecs/chat.py has them; an answer may begin
-with <think>…</think>.
+a line, files relative to the JSONL. The parts of a message are learned in the order they stand in; `gamut chat` puts
+what is written (--text) before what is heard. Sound of the user is heard; sound of the assistant, with its ``text``,
+is what it learns to say. That needs a codec that encodes, or the tokens themselves: {"tts_content": {"tts_text",
+"tts_audio"}} as the released server writes it. ``tool_calls`` and ``tool`` messages are as codecs/chat.py has them; an
+answer may begin with <think>…</think>.
 """
 
+import contextlib
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +25,8 @@ from gamut.codecs.prompts import TRANSCRIBE
 from gamut.io.listing import is_file, listed, read_lines, refuse
 
 ROLES = ("system", "user", "human", "assistant", "tool", "input", "function_output")
+KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "tts_content")  # of a message
+BESIDE = ("audio", "audios", "image", "images", "video", "videos")  # of an entry: what other trainers put there
 CONVERSATIONS = "conversations.jsonl"
 
 
@@ -131,6 +135,9 @@ def _line(file: Path, where: str, line: str) -> Talked:
     messages = entry.get("messages") if isinstance(entry, dict) else None
     if not isinstance(messages, list) or not all(isinstance(m, dict) and {"role"} < set(m) for m in messages):
         raise ValueError(f'{where} needs {{"messages": [{{"role": …, "content": …}}, …]}}; got {line[:80]}')
+    if beside := [name for name in BESIDE if entry.get(name)]:
+        raise ValueError(f"{where} has {beside[0]} beside its messages; write each sound in the message that holds it, "
+                         f'"content": [{{"type": "audio", "file": …}}]')
     for message in messages:
         _check(message, file.parent, where)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -146,8 +153,13 @@ def _check(message: Mapping[str, Any], folder: Path, where: str) -> None:
     role, content = message["role"], message.get("content")
     if role not in ROLES:
         raise ValueError(f"{where} has the role {role!r}; allowed: {', '.join(ROLES)}")
-    if role == "assistant" and not (content or message.get("tool_calls") or message.get("tts_content")):
+    if unknown := [str(name) for name in message if name not in KEYS]:
+        raise ValueError(f"{where} has the key {unknown[0]!r} in a message; allowed: {', '.join(KEYS)}")
+    empty = not (content.strip() if isinstance(content, str) else content)
+    if role == "assistant" and empty and not (message.get("tool_calls") or message.get("tts_content")):
         raise ValueError(f"{where} has an assistant message without content, tool_calls or tts_content")
+    if role in ("system", "user", "human") and empty:
+        raise ValueError(f"{where} has a {role} message without content")
     if content is not None and not isinstance(content, str | list):
         raise ValueError(f"{where}: content is text or a list of parts, got {content!r}")
     for part in content if isinstance(content, list) else ():
@@ -180,10 +192,12 @@ def _is_part(part: Any) -> bool:
 
 def _is_call(call: Any) -> bool:
     function = call.get("function", call) if isinstance(call, dict) else None
-    return (
-        isinstance(function, dict) and isinstance(function.get("name"), str)
-        and isinstance(function.get("arguments"), str | dict) and isinstance(call.get("id"), str | int | None)
-    )  # fmt: skip
+    if not (isinstance(function, dict) and isinstance(function.get("name"), str)):
+        return False
+    arguments = function.get("arguments")
+    with contextlib.suppress(ValueError, RecursionError):  # what is no JSON stays a string
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    return isinstance(arguments, dict) and isinstance(call.get("id"), str | int | None)
 
 
 def _named(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -197,16 +211,21 @@ def _named(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]
 
 
 def split(talked: Sequence[Talked], share: float, seed: int = 0) -> tuple[list[Talked], list[Talked]]:
-    """(to train on, held out): ``share`` of them, at least one where there are two; drawn by ``seed``.
+    """(to train on, held out): ``share`` of them, at least one where there are two; drawn by ``seed``. What is there
+    more than once (the same words, files of the same size) stays together.
 
     Raises:
         ValueError: a share outside [0, 1).
     """
     if not 0 <= share < 1:
         raise ValueError(f"the share held out must be at least 0 and below 1, got {share}")
-    order = random.Random(f"split {seed}").sample(range(len(talked)), len(talked))
-    count = max(1, round(share * len(talked))) if share and len(talked) > 1 else 0
-    return [talked[i] for i in sorted(order[count:])], [talked[i] for i in sorted(order[:count])]
+    alike: dict[str, list[int]] = {}
+    for i, one in enumerate(talked):
+        alike.setdefault(json.dumps(one.told), []).append(i)
+    order = random.Random(f"split {seed}").sample(list(alike.values()), len(alike))
+    count = max(1, round(share * len(order))) if share and len(order) > 1 else 0
+    train, test = (sorted(i for places in some for i in places) for some in (order[count:], order[:count]))
+    return [talked[i] for i in train], [talked[i] for i in test]
 
 
 def unfolded(one: Talked) -> list[Talked]:

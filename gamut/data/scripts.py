@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +14,8 @@ from torch import Tensor
 from gamut.codecs.prompts import READ_ALOUD, TRANSCRIBE
 from gamut.data.dialogues import Dialogue, Turn
 from gamut.data.orders import Orders
-from gamut.data.spoken import Digits, noisy
+from gamut.data.room import CLOSE, NONE, Rest, Span, microphone, rested, silences
+from gamut.data.spoken import RATE, Digits, noisy
 from gamut.data.talks import TASKS, Task
 
 ASSIST, ASSIST_ALOUD = "Use a tool where it takes one.", "Speak. Use a tool where it takes one."
@@ -40,6 +41,11 @@ FIRST, BEFORE, AGAIN = "What did I say first?", "What did I say before this?", "
 IN_VOICE, READ_IN_VOICE = "Repeat these numbers in the voice of {}.", "Read {} in the voice of {}."
 COUNT_ON = "Count on: {}"
 TWICE = 0.25  # of the digits to learn from are the one before. Ours
+ONE_TO_FOUR = (1, 2, 3, 4)  # digits that are read aloud
+SPOKEN = (1, 2, 3, 4, 4, 5, 5, 6, 6, 7, 8)  # digits to learn to say, where one to four are asked. Ours
+ZONES = (("UTC", 0), ("GMT", 0), ("CET", 60), ("CEST", 120), ("BST", 60), ("MSK", 180), ("+04", 240), ("IST", 330),
+         ("CST", 480), ("JST", 540), ("AEST", 600), ("NZDT", 780), ("-03", -180), ("EDT", -240), ("EST", -300),
+         ("PDT", -420), ("PST", -480))  # names of clocks, minutes from UTC
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 WORDS = (ASSIST, ASSIST_ALOUD, CONVERSE, CONVERSE_ALOUD, WHO, *PLAIN, *TIMES, DAY, CLOCK, DATE, FIRST, BEFORE, AGAIN,
          IN_VOICE, READ_IN_VOICE, COUNT_ON, *WEEKDAYS)  # fmt: skip
@@ -50,7 +56,8 @@ class World:
     """Who and what there is to talk about.
 
     ``digits`` are asked with; ``voices`` can be answered in (names), the first is the usual one; ``noise`` and ``vary``
-    are how what is heard differs from the recording.
+    are how what is heard differs from the recording; ``gap`` and ``rest`` are the silence between digits (seconds, from
+    and to) and around what is said (before and behind), where nothing varies.
     """
 
     digits: Digits
@@ -58,22 +65,38 @@ class World:
     orders: Orders | None = None
     noise: Callable[[Tensor, random.Random], Tensor] = lambda wav, rng: noisy(wav, rng, -4.5, -1.6)
     vary: bool = True
+    gap: Span = CLOSE
+    rest: Rest = NONE
 
-    def heard(self, count: int, rng: random.Random, speaker: str = "") -> tuple[tuple[int, ...], dict[str, Any]]:
-        """So many digits, and the fields of a turn in which they are heard. To learn from, one in four is the same as
-        the one before it: what is hardest to count."""
+    def count(self, asked: Sequence[int], learn: Sequence[int], rng: random.Random) -> int:
+        """How many digits: as many as are ``asked`` for, or, to learn from, as ``learn`` has (``asked`` if empty)."""
+        return rng.choice(learn if learn and self.vary else asked)
+
+    def drawn(self, count: int, rng: random.Random) -> list[int]:
+        """So many digits. To learn from, one in four is the same as the one before it: what is hardest to count."""
         digits: list[int] = []
         for _ in range(count):
             again = digits and self.vary and rng.random() < TWICE
             digits.append(digits[-1] if again else rng.randrange(10))
-        said = self.digits.say(digits, rng, vary=self.vary, speaker=speaker)
-        return said.digits, {"wav": self.noise(said.wav, rng)}
+        return digits
+
+    def heard(self, count: int, rng: random.Random, speaker: str = "") -> tuple[tuple[int, ...], dict[str, Any]]:
+        """So many digits, and the fields of a turn in which they are heard."""
+        digits = self.drawn(count, rng)
+        gap, rest = silences(rng) if self.vary else (self.gap, self.rest)
+        said = self.digits.say(digits, rng, vary=self.vary, gap=gap, rest=rest, speaker=speaker)
+        return said.digits, self._recorded(said.wav, RATE, rng)
 
     def order(self, which: int, rng: random.Random) -> dict[str, Any]:
         """The fields of a turn in which one of the orders is heard."""
         assert self.orders is not None
         wav = self.orders.say(which, rng if self.vary else None)
-        return {"wav": self.noise(wav, rng), "rate": self.orders.rate}
+        rest = silences(rng)[1] if self.vary else self.rest
+        return self._recorded(rested(wav, self.orders.rate, rest), self.orders.rate, rng)
+
+    def _recorded(self, wav: Tensor, rate: int, rng: random.Random) -> dict[str, Any]:
+        wav, rate = microphone(wav, rate, rng) if self.vary else (wav, rate)
+        return {"wav": self.noise(wav, rng), "rate": rate}
 
 
 Make = Callable[[World, random.Random], Dialogue]
@@ -94,12 +117,14 @@ def describe(name: str) -> tuple[str, ...]:
 
 
 def _arithmetic(task: Task, aloud: float = 0.5, think: float = 0.15) -> Make:
-    """One of the tasks on spoken numbers; ``aloud`` and ``think`` are shares."""
+    """One of the tasks on spoken numbers; ``aloud`` and ``think`` are shares. What is thought over is said aloud:
+    behind a thought nothing else tells the model which of the two is wanted."""
 
     def make(world: World, rng: random.Random) -> Dialogue:
-        digits, sound = world.heard(rng.choice(task.learn if world.vary and task.learn else task.counts), rng)
+        digits, sound = world.heard(world.count(task.counts, task.learn, rng), rng)
         thought = " and ".join(map(str, digits)) if rng.random() < think else ""
-        turn = Turn(task.answer(digits), aloud=rng.random() < aloud, thought=thought, kind=task.name, **sound)
+        spoken = rng.random() < aloud or bool(thought)
+        turn = Turn(task.answer(digits), aloud=spoken, thought=thought, kind=task.name, **sound)
         return Dialogue(task.name, task.prompt, [turn])
 
     return make
@@ -119,14 +144,14 @@ def dictation(world: World, rng: random.Random) -> Dialogue:
 def written(world: World, rng: random.Random) -> Dialogue:
     """The same arithmetic with nothing to hear: text to text, or to speech."""
     task = rng.choice(TASKS[1:])
-    digits = [rng.randrange(10) for _ in range(rng.choice(task.counts))]
+    digits = world.drawn(world.count(task.counts, task.learn, rng), rng)
     turn = Turn(task.answer(digits), request=" ".join(map(str, digits)), aloud=rng.random() < 0.3, kind="written")
     return Dialogue("written", task.prompt, [turn])
 
 
 def read_aloud(world: World, rng: random.Random) -> Dialogue:
     """Text to speech, as the released model is asked for it."""
-    answer = "".join(str(rng.randrange(10)) for _ in range(rng.randint(1, 4)))
+    answer = "".join(map(str, world.drawn(world.count(ONE_TO_FOUR, SPOKEN, rng), rng)))
     return Dialogue("read", READ_ALOUD, [Turn(answer, request=answer, aloud=True, kind="read")])
 
 
@@ -162,7 +187,8 @@ def date_turn(when: datetime, rng: random.Random, aloud: bool) -> Turn:
     """The day of the month can be said; names of days and the time are written."""
     request = DATE if aloud else rng.choice((DAY, CLOCK, DATE))
     answer = {DAY: WEEKDAYS[when.weekday()], CLOCK: f"{when:%H:%M}", DATE: str(when.day)}[request]
-    told = f"{when:%Y-%m-%d %H:%M:%S}, {WEEKDAYS[when.weekday()]}, UTC (UTC+00:00)"
+    offset = f"{when:%z}"
+    told = f"{when:%Y-%m-%d %H:%M:%S}, {WEEKDAYS[when.weekday()]}, {when.tzname()} (UTC{offset[:3]}:{offset[3:]})"
     return Turn(answer, request, aloud=aloud, calls=(("date_and_time", {}),), results=(told,), kind="date")
 
 
@@ -176,7 +202,7 @@ def voice_turn(world: World, rng: random.Random) -> Turn:
         digits, sound = world.heard(rng.choice((1, 2, 3)), rng)
         answer, request = "".join(map(str, digits)), IN_VOICE.format(wanted)
     else:
-        answer = "".join(str(rng.randrange(10)) for _ in range(rng.randint(1, 4)))
+        answer = "".join(map(str, world.drawn(world.count(ONE_TO_FOUR, SPOKEN, rng), rng)))
         request, sound = READ_IN_VOICE.format(answer, wanted), {}
     return Turn(answer, request, aloud=True, voice=voice, kind="audio search", **search, **sound)
 
@@ -204,7 +230,10 @@ def _assist(world: World, rng: random.Random, kinds: Sequence[str], name: str) -
 
 
 def _moment(rng: random.Random) -> datetime:
-    return datetime(2024, 1, 1, tzinfo=UTC) + timedelta(seconds=rng.randrange(4 * 365 * 86400))
+    """Some time of four years, in some zone: a clock tells its own, and what it tells of the zone is to be left out."""
+    seconds = rng.randrange(4 * 365 * 86400)
+    name, minutes = ZONES[seconds % len(ZONES)]
+    return datetime(2024, 1, 1, tzinfo=timezone(timedelta(minutes=minutes), name)) + timedelta(seconds=seconds)
 
 
 def only(kind: str) -> Make:
@@ -241,8 +270,8 @@ def memory(world: World, rng: random.Random) -> Dialogue:
 SCRIPTS = (
     *(Script(task.name, task.weight, _arithmetic(task, 0.0 if task == TASKS[0] else 0.5, 0.15 * (task != TASKS[0])))
       for task in TASKS),
-    Script("read", 0.1, read_aloud), Script("written", 0.16, written), Script("count on", 0.04, count_on),
-    Script("who", 0.1, who_speaks), Script("calculator", 0.08, only("calculator")), Script("date", 0.07, only("date")),
+    Script("read", 0.2, read_aloud), Script("written", 0.16, written), Script("count on", 0.08, count_on),
+    Script("who", 0.15, who_speaks), Script("calculator", 0.08, only("calculator")), Script("date", 0.07, only("date")),
     Script("audio search", 0.25, only("audio search")), Script("order", 0.4, only("order")),
     Script("choice", 0.3, choose_tool), Script("memory", 0.2, memory),
 )  # fmt: skip

@@ -62,16 +62,18 @@ class Digits:
 
     def say(
         self, digits: Sequence[int], rng: random.Random, *, vary: bool = True, gap: tuple[float, float] = (0.02, 0.3),
-        speaker: str = "",
+        rest: tuple[float, float] = (0.0, 0.0), speaker: str = "",
     ) -> Said:
         """Each digit by a recording drawn at random, silence between and around.
 
         Args:
             vary: change speed by up to 13 % (pitch goes with it) and loudness by up to 5 dB per digit.
-            gap: least and greatest silence in seconds.
+            gap: least and greatest silence in seconds, between digits and at the ends.
+            rest: seconds of further silence before and behind.
             speaker: who says all of it; anybody, digit by digit, if empty.
         """
-        parts, spans, names, at = [_silence(rng, gap)], [], [], 0
+        ends = [torch.zeros(int(seconds * RATE)) for seconds in rest]
+        parts, spans, names, at = [torch.cat((ends[0], _silence(rng, gap)))], [], [], 0
         for digit in digits:
             take = rng.choice(self.by_voice[speaker, digit] if speaker else self.by_digit[digit])
             wav = self.wavs[take]
@@ -84,7 +86,7 @@ class Digits:
             spans.append((at, at + len(wav)))
             at += len(wav)
             parts += [wav, _silence(rng, gap)]
-        return Said(torch.cat(parts), tuple(digits), tuple(spans), tuple(names))
+        return Said(torch.cat((*parts, ends[1])), tuple(digits), tuple(spans), tuple(names))
 
 
 def _silence(rng: random.Random, seconds: tuple[float, float]) -> Tensor:

@@ -38,7 +38,7 @@ TASKS = (
     Task("sum", "Say the sum of the two numbers.", (2,), lambda d: str(d[0] + d[1]), 0.35),
     Task("difference", "Say how far apart the two numbers are.", (2,), lambda d: str(abs(d[0] - d[1])), 0.3),
     Task("maximum", "Say the larger of the two numbers.", (2,), lambda d: str(max(d)), 0.12),
-    Task("reverse", "Say the numbers in reverse.", (2, 3, 4), lambda d: _row(d[::-1]), 0.5),
+    Task("reverse", "Say the numbers in reverse.", (2, 3, 4), lambda d: _row(d[::-1]), 0.5, (2, 3, 3, 4, 4, 5, 6)),
 )
 
 

@@ -284,7 +284,8 @@ def examine(
 
     Orders are all taken once, ``each`` or not. ``levels``: dB of the questions over white noise. Scores of the first
     carry their names alone, those of the others end in ``/10dB`` and the like, those of the first questions without
-    their sound in ``/no_sound`` (words alone).
+    their sound in ``/no_sound``, those of questions said digit by digit, with silence around, in ``/pauses`` (words
+    alone).
     """
     out: dict[str, float] = {}
     first: list[Played] = []
@@ -300,10 +301,30 @@ def examine(
         first = first or played
     if world.orders and any(script.name == "order" for script in scripts):
         out |= ordered(converse(speaker, every_order(at_level(world, levels[0]), seed), voices, menu))
+    out |= _with_pauses(speaker, judge, at_level(world, levels[0]), scripts, voices, menu, each, seed)
     out |= ceiling(speaker.codec, judge, world, first, seed)
     silent = converse(speaker, [silenced(dialogue) for dialogue in asked], voices, menu)
-    found = {name: value for name, value in scores(silent, judge).items() if not name.endswith("/aloud")}
-    return out | {f"{name}/no_sound": value for name, value in found.items() if name.count("/") == 1}, first
+    return out | _written(scores(silent, judge), "no_sound"), first
+
+
+def _written(found: Mapping[str, float], condition: str) -> dict[str, float]:
+    """Those of the scores that are of words, under a condition: neither of sound, nor what they compare with."""
+    return {f"{name}/{condition}": value for name, value in found.items()
+            if name.count("/") == 1 and not name.endswith("/aloud")}  # fmt: skip
+
+
+def _with_pauses(
+    speaker: Speaker, judge: DigitJudge, world: World, scripts: Sequence[Script], voices: Sequence[Voice],
+    menu: Mapping[str, Sequence[str]], each: int, seed: int,
+) -> dict[str, float]:
+    """Numbers and orders once more, as they are recorded at home: 0.3 to 1 s between digits, 1 s around."""
+    slow = replace(world, gap=(0.3, 1.0), rest=(1.0, 1.0))
+    numbers = [script for script in scripts if script.name in {task.name for task in TASKS}]
+    played = converse(speaker, dialogues(slow, numbers, each, seed), voices, menu) if numbers else []
+    found = scores(played, judge)
+    if world.orders and any(script.name == "order" for script in scripts):
+        found |= ordered(converse(speaker, every_order(slow, seed), voices, menu))
+    return _written(found, "pauses")
 
 
 def ceiling(

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from gamut.io.folders import read_tensors
+from gamut.io.folders import json_object, read_tensors
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Fixture:
             ValueError: truncated, damaged, or without the metadata a fixture has.
         """
         if path.suffix == ".json":
-            return cls(path, _json(path))
+            return cls(path, json_object(path, "copy the fixture again"))
         tensors = read_tensors(path)
         with safe_open(path, "pt") as file:
             config = (file.metadata() or {}).get("config")
@@ -42,16 +42,6 @@ class Fixture:
             raise ValueError(f"'{path}' is no parity fixture: it needs metadata 'config' and tensors named out.*")
         parts = {p: {k[len(p) :]: t for k, t in tensors.items() if k.startswith(p)} for p in ("w.", "in.", "out.")}
         return cls(path, json.loads(config), *parts.values())
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"'{path}' is truncated or not JSON ({error}); copy the fixture again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"'{path}' is no parity fixture: it must hold a JSON object, got {type(content).__name__}")
-    return content
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from gamut.data.own_rows import Own
 from gamut.evals.metrics import error_rate, words
 from gamut.generate.ar import Prompt, generate
 from gamut.generate.sampling import Sampling
-from gamut.generate.speaker import LEVEL, SMALL, codec_of, tools_of
-from gamut.io.folders import TAUGHT
+from gamut.generate.speaker import LEVEL, SMALL, codec_of, tools_of, written
+from gamut.io.folders import TAUGHT, WRITTEN, json_object
 from gamut.io.report import Heading, Table
 from gamut.models.omni import Omni
 
@@ -43,9 +43,8 @@ class Pupil:
     level: float
 
     @classmethod
-    def load(cls, path: Path, half: bool = False) -> "Pupil":
-        """From a folder of ours or a released one. ``half``: in bfloat16 where a GPU computes, for adapters."""
-        dtype = torch.bfloat16 if half and torch.cuda.is_available() else torch.float32
+    def load(cls, path: Path, dtype: torch.dtype | None = torch.float32) -> "Pupil":
+        """From a folder of ours or a released one. ``dtype``: of the weights; None: as they lie there (mapped)."""
         model, codec = Omni.from_pretrained(path, dtype), codec_of(path)
         heard = model.encoder.config
         model.encoder.config = heard if heard.edge == "closed" else replace(heard, edge="alone")  # config says the same
@@ -54,26 +53,42 @@ class Pupil:
         return cls(model, Tokenizer.from_pretrained(path), codec if encodes else None, LEVEL if small else 0.0)
 
 
+def learned(talked: Sequence[Talked], init: Path) -> dict[str, str]:
+    """Files to lie beside the weights: how a model begun as ``init`` is to be asked now. Of a small one, which knows
+    requests, each with its ways (``Speaker.taught``); of a large one, those that it answers in writing."""
+    if (init / TAUGHT).is_file():
+        known = json_object(init / TAUGHT, "copy the model again")
+        return {TAUGHT: json.dumps(known | taught(talked, init), ensure_ascii=False, indent=1)}
+    spoken: dict[str, list[bool]] = {}
+    for one in talked:
+        spoken.setdefault(one.system or "", []).append(one.aloud)
+    before = written(init) - spoken.keys()
+    now = {system for system, ways in spoken.items() if 2 * sum(ways) < len(ways)}
+    return {WRITTEN: json.dumps(sorted(before | now), ensure_ascii=False, indent=1)}
+
+
 def taught(talked: Sequence[Talked], init: Path) -> dict[str, dict[str, bool]]:
     """Requests that a small model begun as ``init`` learns, each with how it is to be asked (``Speaker.taught``).
 
     Its folder comes with the tools of ``init``: where the data has others the model is asked without any, and a warning
-    says so. Nothing of a large model, which takes any request.
+    says so.
     """
-    if not (init / TAUGHT).is_file():
-        return {}
-    known, others = {}, set()
+    asked, others = {}, set()
     shown = json.dumps(tools_of(init).schemas) if any(one.tools for one in talked) else ""
     for one in talked:
         same = json.dumps(list(one.tools)) == shown
         if one.tools and not same:
             others |= {str(tool.get("function", tool).get("name")) for tool in one.tools}
         if one.system is not None:
-            known[one.system] = {"aloud": one.aloud, "tools": same}
+            asked.setdefault(one.system, []).append((one.aloud, same))
     if others:
         warnings.warn(f"the data has tools that are not those of '{init}': {', '.join(sorted(others))}; the model "
                       f"learns to call them, but gamut chat shows it no tools where these were on offer", stacklevel=2)
-    return known
+    if mixed := sorted(system for system, ways in asked.items() if len(set(ways)) > 1):
+        warnings.warn(f"under one request the data is answered aloud and in writing, or with tools and without: "
+                      f"{mixed[0][:60]!r}; gamut chat will ask for what is more frequent", stacklevel=2)  # fmt: skip
+    ways = {system: max(dict.fromkeys(some), key=some.count) for system, some in asked.items()}
+    return {system: {"aloud": aloud, "tools": tools} for system, (aloud, tools) in ways.items()}
 
 
 @dataclass(frozen=True)

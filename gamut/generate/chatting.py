@@ -6,6 +6,7 @@
 T samples · M mel bins · F mel frames
 """
 
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,13 +28,14 @@ from gamut.generate.sampling import Sampling
 from gamut.generate.speak import Asked, Done, Event, Sound, Thought, Told, Words, collect, decoder, respond
 from gamut.generate.speaker import LEVEL, RELEASED, SAMPLING, Speaker
 from gamut.io.growing import WavWriter, settled
-from gamut.io.media import SUBTYPES, pieces, read_audio, resample
+from gamut.io.media import SUBTYPES, one_channel, pieces, read_audio, resample
 from gamut.io.progress import clock
 
 MEANWHILE = "Tell me in one short sentence that you are looking it up."  # while a tool takes its time; ours
 CUT = {  # how an answer ends that is none, in words
     "length": "(cut off here: as many tokens as an answer may have)",
     "turns": "(it went on calling tools, and never answered)",
+    "room": "(cut off here: what its tools gave fills the model's context)",
 }
 INTERIM = 200  # ids at most of what is then said; ours
 PER_SECOND = 12.6  # positions that sound takes in a prompt, the marks of its pieces included
@@ -65,20 +67,20 @@ class Talk:
     def __post_init__(self):
         self.past = Past(self.speaker.model.lm)
         self.room = self.speaker.model.config.lm.max_positions
-        self.box = self.speaker.tools.within(self.room)
 
-    def ask(self, wav: Float[Tensor, " T"] | None = None, rate: int = WHISPER_RATE, text: str = "") -> Iterator[Event]:
-        """The events of the answer to what is said, written, or both.
+    def ask(self, wav: Any = None, rate: int = WHISPER_RATE, text: str = "") -> Iterator[Event]:
+        """The events of the answer to what is said (a tensor or array of samples, (T,) or (1, T)), written, or both.
 
         Raises:
-            ValueError: nothing to answer, sound under 21 ms, or more of it than the model's context holds (found out
-                before any of it is heard).
+            ValueError: nothing to answer, sound that is not one channel of floats, under 21 ms, or more of it than the
+                model's context holds (found out before any of it is heard).
         """
         if wav is None and not text:
             raise ValueError("there is nothing to answer: give a recording, a text, or both")
         parts: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
         mels: list[Tensor] = []
         if wav is not None:
+            wav = one_channel(wav)
             self._fits(len(wav) / rate)
             wav = resample(levelled(wav, LEVEL) if self.speaker.small else wav, rate, WHISPER_RATE)
             mels = [hear(piece, WHISPER_RATE) for piece in pieces(wav)]
@@ -89,7 +91,7 @@ class Talk:
         """The past without its oldest exchanges where, with system and question ``around`` it, it would take more than
         three quarters of the context."""
         past, mels, words, codec = self.messages, self.mels, self.speaker.words, self.speaker.codec
-        tools, codes = self.box.schemas if self.tools else None, codec.vocab if codec else 6561
+        tools, codes = self.speaker.tools.schemas if self.tools else None, codec.vocab if codec else 6561
         while past and len(encode_chat([*around, *past], words, tools, codes=codes)) > 0.75 * self.room:
             warnings.warn("the conversation outgrows the model's context: its oldest turn is left out", stacklevel=3)
             end = next((i for i, message in enumerate(past) if i and message["role"] == "human"), len(past))
@@ -119,7 +121,7 @@ class Talk:
 
         for event in respond(
             asked, decoder(self.speaker.model, sampling, mels, self.past), words, codec=codec,
-            tools=self.box if self.tools else None, prefill=(first, last), stop=ends,
+            tools=self.speaker.tools if self.tools else None, prefill=(first, last), stop=ends, room=self.room,
             after_thought=AFTER_THINKING if self.aloud and not self.speaker.taught else "",
             interim=interim if self.meanwhile else None, patience=self.patience,
         ):  # fmt: skip
@@ -184,15 +186,15 @@ def say(events: Iterable[Event], out: WavWriter | None, show: Callable[[str], ob
                 show(f"\n  gives: {result.content[:400]}")
             case Done(_, finish) if finish in CUT:
                 show(f"\n{CUT[finish]}")
-    if thought and not words:
-        show("\nit said nothing after its thought; ask without --thinks")
+            case Done() if not words:
+                show("\nit said nothing" + (" after its thought; ask without --thinks" if thought else ""))
     show("\n")
     seconds = (out.samples - before) / out.rate if out else 0.0
     return Figures(first, time.perf_counter() - began, seconds, early / max(1, words))
 
 
 def questions(path: str | Path) -> list[Path]:
-    """One sound file, or those of a folder by name: the turns of a conversation.
+    """One sound file, or those of a folder by name, 2 before 10: the turns of a conversation.
 
     Raises:
         ValueError: a folder without any.
@@ -200,7 +202,8 @@ def questions(path: str | Path) -> list[Path]:
     path = Path(path)
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SOUNDS)
+    found = (file for file in path.iterdir() if file.suffix.lower() in SOUNDS and not file.name.startswith("."))
+    files = sorted(found, key=lambda file: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", file.name)])
     if not files:
         raise ValueError(f"'{path}' holds no sound files; allowed: {', '.join(SOUNDS)}")
     return files
@@ -208,8 +211,8 @@ def questions(path: str | Path) -> list[Path]:
 
 def chat(
     speaker: Speaker, source: str | Path | None = None, *, system: str = "", text: str = "",
-    out: str | Path = "answer.wav", thinks: bool = False, transcript: bool = True, patience: float = 1.0,
-    sampling: Sampling | None = None, kept: Sequence[Path] = (),
+    out: str | Path = "answer.wav", thinks: bool = False, written: bool = False, transcript: bool = True,
+    patience: float = 1.0, sampling: Sampling | None = None, kept: Sequence[Path] = (),
 ) -> list[Figures]:
     """Ask about a recording, several in a folder one after another, or one that is still being recorded; print
     thoughts, calls and answers while they come, then what was heard; write the speech of all answers to ``out``, which
@@ -217,6 +220,7 @@ def chat(
 
     Args:
         source: None where only ``text`` asks. text: said in writing beside the sound. thinks: ask for thoughts.
+        written: the answer, even where it could be spoken.
         transcript: print what was heard, too.
         patience: seconds without growth after which a growing file counts as complete.
         sampling: None takes what suits the model's size.
@@ -230,6 +234,8 @@ def chat(
     how, files, codec = speaker.how(system), [] if source is None else questions(source), speaker.codec
     if speaker.small:
         torch.set_num_threads(1)
+    else:
+        print(speaker.weighs)
     if codec and Path(out).resolve() in [file.resolve() for file in (*files, *kept)]:
         raise ValueError(f"the answer would be written over '{out}', a recording that it takes; give another file with "
                          f"--out")
@@ -237,7 +243,8 @@ def chat(
         print("it answers in writing: there is no codec beside the weights, or no voice in it (--voice RECORDING)")
     sampling = sampling or (SAMPLING if speaker.small else RELEASED)
     meanwhile = "" if speaker.small else MEANWHILE
-    talk = Talk(speaker, how.system, how.aloud and codec is not None, how.tools, thinks, meanwhile, sampling=sampling)
+    aloud = how.aloud and codec is not None and not written
+    talk = Talk(speaker, how.system, aloud, how.tools, thinks, meanwhile, sampling=sampling)
     if how.system:
         print(f"request: {how.system}")
     figures = []

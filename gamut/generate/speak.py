@@ -12,6 +12,7 @@ are those of codecs/chat.py, codecs/answer.py and codecs/toolcall.py.
 T samples · M mel bins
 """
 
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -167,10 +168,10 @@ class _Turn:
 
 def _consult(
     tools: Toolbox, calls: Sequence[ToolCall], marks: Marks | None, switch: Switch,
-    interim: Interim | None, patience: float,
+    interim: Interim | None, patience: float, room: int,
 ) -> Generator[Event, None, tuple[list[dict[str, Any]], dict[str, Any]]]:
     """Run the calls; the messages that keep their results, and how the codec is to speak from then on."""
-    begun, messages, manner = tools.start(calls), [], {}
+    begun, messages, manner = tools.start(calls, room), [], {}
     for call in calls:
         yield Asked(call)
     if interim and tools.slow(begun, patience):
@@ -204,6 +205,7 @@ def respond(
     switch: Switch | None = None,
     interim: Interim | None = None,
     patience: float = 1.0,
+    room: int = sys.maxsize,
 ) -> Iterator[Event]:
     """The events of an answer, the last of them `Done`.
 
@@ -219,6 +221,7 @@ def respond(
         switch: a clip that a tool found to the codes the model hears of it, and the voice that the codec's
             ``streaming(1, voice=…)`` speaks in from then on (None: its usual one). Default: ``codec.encode``, no voice.
         interim: what is said or shown when tools take longer than ``patience`` seconds, while they run; not kept.
+        room: ids that the context holds. A round's results take at most a quarter of what is left; without, it ends.
     Raises:
         ValueError: a spoken answer without a codec, no turn at all, and what ``encode_chat`` refuses.
     """
@@ -227,12 +230,15 @@ def respond(
         raise ValueError(f"an answer needs at least one turn and one prefill, got turns={turns}, prefill={prefill!r}")
     if codec is None and any(TTS_START in text for text in prefills):
         raise ValueError(f"a spoken answer (prefill {prefill!r}) needs a codec; pass codec=…, or ask for ANSWER_TEXT")
-    marks = Marks.of(tokenizer, codec.vocab) if codec else None
+    marks, switch = Marks.of(tokenizer, codec.vocab) if codec else None, switch or partial(heard, codec)
     stops, added, finish, manner = {tokenizer.id(EOT), *stop}, [], "turns", {}
     for turn in range(turns):
         prefix = prefills[min(turn, len(prefills) - 1)]
         said, codes = [*messages, *added], marks.codes if marks else 6561
         prompt = encode_chat(said, tokenizer, tools.schemas if tools else None, prefill=prefix, codes=codes)
+        if turn and len(prompt) >= room:
+            finish = "room"
+            break
         with ExitStack() as open_voice:
             speak = partial(_begin, open_voice, codec, manner)
             part = _Turn(tokenizer, marks, prefix, speak, tools is not None)
@@ -242,7 +248,7 @@ def respond(
         finish = "turns" if turn == turns - 1 and tools and calls and finish == "stop" else finish
         if tools is None or not calls or finish != "stop":
             break
-        told, found = yield from _consult(tools, calls, marks, switch or partial(heard, codec), interim, patience)
+        told, found = yield from _consult(tools, calls, marks, switch, interim, patience, room - len(prompt + ids))
         added, manner = added + told, found or manner
     yield Done(added, finish)
 
@@ -278,7 +284,7 @@ HEARD = 1.0  # seconds of a clip that the model hears of a voice it found; ours
 def heard(codec: Any, found: Found) -> tuple[list[int], Any]:
     """The codes of the first second of a clip, at the loudness codecs are trained at; and its voice, if the codec can
     take it on (None: it speaks as usual)."""
-    wav, rate = torch.as_tensor(found.wav), getattr(codec, "hears", codec.rate)
+    wav, rate = found.wav, getattr(codec, "hears", codec.rate)
     sound = levelled(resample(wav[: int(HEARD * found.rate)], found.rate, rate))
     takes_on = getattr(codec, "voice_of", None)
     return codec.encode(sound[None])[0].tolist(), takes_on(levelled(wav), found.rate) if takes_on else None

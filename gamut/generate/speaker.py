@@ -15,8 +15,8 @@ from gamut.generate.sampling import Sampling
 from gamut.generate.tools import Toolbox, calculator, date_and_time
 from gamut.generate.voice import SpeechCodec
 from gamut.generate.voices import Voice, audio_search, four_tools, library, write_library
-from gamut.io.env import model_folder
-from gamut.io.folders import CODEC, MENU, TAUGHT, VOICES
+from gamut.io.env import has_bfloat16, model_folder
+from gamut.io.folders import CODEC, MENU, TAUGHT, VOICES, WRITTEN
 from gamut.io.media import read_audio
 from gamut.models.int8 import load_int8
 from gamut.models.omni import Omni
@@ -41,6 +41,8 @@ class Speaker:
     one; a large model takes any."""
     offers: bool = False
     """Whether a large model is shown its tools, whatever is asked."""
+    written: frozenset[str] = frozenset()
+    """Requests that a large model was tuned to answer in writing."""
     ends: tuple[int, ...] = ()
     """Tokens that end an answer, besides ``<|EOT|>``: a released model has three in all (fact sheet §4)."""
 
@@ -81,9 +83,9 @@ class Speaker:
         if codec is not None:
             codec.to(model.lm.norm.weight.device)
         if clips and voice is None and isinstance(codec, SpeechCodec) and not codec.voices:
-            codec.wave.voices = {clips[0].name: codec.voice_of(*clips[0].read())}
+            codec.wave.voices = _first(clips, codec)
         words, codec = Tokenizer.from_pretrained(path), _voiced(codec, voice, path)
-        return cls(model, words, codec, tools, taught, given, _ends(path))
+        return cls(model, words, codec, tools, taught, given, written(path), _ends(path))
 
     def save(
         self, path: Path, card: str = "", *, voices: Sequence[Voice] = (),
@@ -123,7 +125,12 @@ class Speaker:
         if self.taught and system not in self.taught:
             listed = "\n  ".join(name or "(nothing)" for name in self.taught)
             raise ValueError(f"this model was not taught to {system!r}; --system must be one of\n  {listed}")
-        return How(system, **self.taught.get(system, {"tools": self.offers}))
+        return How(system, **self.taught.get(system, {"aloud": system not in self.written, "tools": self.offers}))
+
+
+def written(path: Path) -> frozenset[str]:
+    """The requests that the model of a folder was tuned to answer in writing."""
+    return frozenset(json.loads((path / WRITTEN).read_text())) if (path / WRITTEN).exists() else frozenset()
 
 
 def _ends(path: Path) -> tuple[int, ...]:
@@ -144,8 +151,7 @@ def _model(path: Path, weights: str) -> Omni:
     large = sum(p.numel() for p in model.parameters()) >= SMALL
     gpu = large and torch.cuda.is_available()
     if weights == "auto":
-        half = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-        weights = "bfloat16" if half else "int8" if large else "float32"
+        weights = "bfloat16" if gpu and has_bfloat16() else "int8" if large else "float32"
     if weights == "int8":
         return load_int8(path)
     return model.to("cuda" if gpu else "cpu", getattr(torch, weights))
@@ -165,6 +171,17 @@ def codec_of(path: Path) -> Any:
     if not (folder / "config.json").exists():
         return None
     return SpeechCodec.from_pretrained(folder) if (folder / "tokenizer").is_dir() else gamut.load(folder)
+
+
+def _first(clips: Sequence[Voice], codec: SpeechCodec) -> dict[str, Any]:
+    """The voice of the first clip that has one. Raises ValueError: none has."""
+    wrong = []
+    for clip in clips:
+        try:
+            return {clip.name: codec.voice_of(*clip.read())}
+        except (ValueError, OSError) as error:
+            wrong.append(f"{clip.name}: {error}")
+    raise ValueError(f"not one of {len(clips)} clips gives a voice; {'; '.join(wrong[:3])}")
 
 
 def _voiced(codec: Any, voice: str | Path | None, path: Path) -> Any:

@@ -7,9 +7,11 @@ around calls and results is the released models' (codecs/toolcall.py, codecs/cha
 
 import ast
 import difflib
+import inspect
 import json
 import math
 import operator
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gamut.codecs.toolcall import ToolCall, defuse
+from gamut.io.media import one_channel
 
 KINDS: dict[str, tuple[type, ...]] = {
     "string": (str,), "number": (int, float), "integer": (int,), "boolean": (bool,), "array": (list,),
@@ -61,6 +64,9 @@ class Found:
     text: str
     wav: Any
     rate: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "wav", one_channel(self.wav))
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,16 @@ def check_arguments(arguments: Any, parameters: Mapping[str, Any]) -> None:
             raise ValueError(f"argument {name!r} must {must}, got {json.dumps(value, ensure_ascii=False)[:200]}")
 
 
+def _check_schema(tool: Tool) -> None:
+    """Raises ValueError where ``check_arguments`` would not understand what a tool takes."""
+    for name, kind in tool.parameters.get("properties", {}).items():
+        kinds = kind.get("type", [] if not tool.terse else None) if isinstance(kind, Mapping) else None
+        kinds = [kinds] if isinstance(kinds, str) else kinds
+        if not isinstance(kinds, list) or not set(kinds) <= KINDS.keys():
+            raise ValueError(f"tool {tool.name!r}: argument {name!r} needs a schema with a type, one of "
+                             f"{', '.join(KINDS)}; got {kind!r}")
+
+
 class _Job(threading.Thread):
     """One call in its own daemon thread: a tool that never returns cannot keep the process from ending."""
 
@@ -143,6 +159,9 @@ class _Job(threading.Thread):
             value = self.tool.run(**arguments)
             self.sound = value if isinstance(value, Found) else None
             value = value.text if isinstance(value, Found) else value
+            if inspect.iscoroutine(value):
+                value.close()
+                raise ValueError("the tool is an async function, which nothing here awaits; it must be a plain one")
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
             self.outcome = clip(defuse(text), self.limit), True
         except ValueError as error:
@@ -165,7 +184,7 @@ class Toolbox:
     """The tools of one conversation.
 
     Args:
-        limit: bytes of UTF-8 the results of a turn may have, shared alike; longer ones are cut, with a note.
+        limit: bytes of UTF-8 the results of a round may have, shared alike; longer ones are cut, with a note.
         most: calls one turn may make; what goes beyond is answered with an error.
         stuck: calls past their deadline that may still be running (a thread cannot be killed); at that number new calls
             are refused until one of them ends.
@@ -177,6 +196,8 @@ class Toolbox:
         self.tools = {tool.name: tool for tool in tools}
         if len(self.tools) < len(tools):
             raise ValueError(f"tool names must differ, got {[tool.name for tool in tools]}")
+        for tool in tools:
+            _check_schema(tool)
         self.limit, self.most, self.stuck = limit, most, stuck
         self.running: list[_Job] = []
 
@@ -185,19 +206,14 @@ class Toolbox:
         """For ``encode_chat(…, tools=…)``."""
         return [tool.schema for tool in self.tools.values()]
 
-    def within(self, positions: int) -> "Toolbox":
-        """The same tools for a model whose context holds so many ids: the results of a turn take at most a quarter of
-        it together (an id is a byte or more)."""
-        return Toolbox(list(self.tools.values()), limit=max(128, min(self.limit, positions // 4)), most=self.most,
-                       stuck=self.stuck)  # fmt: skip
-
     def run(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
         """Run all calls at once; results in call order, after the longest of their deadlines at the latest."""
         return self.results(self.start(calls))
 
-    def start(self, calls: Sequence[ToolCall]) -> "list[_Job | ToolResult]":
-        """Begin all calls and return at once; ``results`` takes what this gives. They share ``limit``."""
-        limit = max(128, self.limit // max(1, min(len(calls), self.most)))
+    def start(self, calls: Sequence[ToolCall], room: int = sys.maxsize) -> "list[_Job | ToolResult]":
+        """Begin all calls and return at once; ``results`` takes what this gives. They share ``limit``, or a quarter of
+        the ``room``, the ids that the model's context still holds (an id is a byte or more)."""
+        limit = max(128, min(self.limit, room // 4) // max(1, min(len(calls), self.most)))
         return [self._start(call, i, limit) for i, call in enumerate(calls)]
 
     def slow(self, begun: "Sequence[_Job | ToolResult]", seconds: float) -> bool:

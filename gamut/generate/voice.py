@@ -25,7 +25,7 @@ from gamut.codecs.s3_tokenizer import S3Tokenizer
 from gamut.codecs.timbre import timbre
 from gamut.codecs.token2wav import Token2Wav, WavStream
 from gamut.io.files import atomic_dir
-from gamut.io.media import resample
+from gamut.io.media import one_channel, resample
 from gamut.models.speaker import SpeakerNet
 
 SHORTEST, LONGEST = 0.5, 10.0  # s of a recording that a voice is made of; ours
@@ -133,9 +133,11 @@ class SpeechCodec:
 
         The flow goes on from the recording, in time and memory; of a long one the first 10 s are taken, with a warning.
         Raises:
-            ValueError: a recording of less than half a second, a vector that does not fit the flow, or no way to one.
+            ValueError: a recording of less than half a second or with NaN, a vector that does not fit the flow, or no
+                way to one.
         """
         flow = self.wave.config.flow
+        wav_T = one_channel(wav_T)
         if len(wav_T) < SHORTEST * rate:
             raise ValueError(f"a voice needs a recording of at least {SHORTEST} s, got {len(wav_T) / rate:.2f} s")
         if len(wav_T) > LONGEST * rate:

@@ -59,7 +59,7 @@ def library(folder: str | Path) -> list[Voice]:
             bad.append(str(error))
             continue
         described = labels.get("description") or labels.get("speaker") or ""
-        out.append(Voice(file.name, str(described), text, partial(read_audio, file)))
+        out.append(Voice(file.relative_to(folder).as_posix(), str(described), text, partial(read_audio, file)))
     if bad:
         warnings.warn(f"{len(bad)} clips of '{folder}' are left out: {'; '.join(bad[:3])}", stacklevel=2)
     if not out:
@@ -73,8 +73,9 @@ def write_library(folder: str | Path, voices: Sequence[Voice]) -> None:
         lines = []
         for voice in voices:
             wav, rate = voice.read()
-            write_audio(part / f"{voice.name}.wav", wav, rate)
-            line = {"file": f"{voice.name}.wav", "text": voice.text, "description": voice.description}
+            name = voice.name.replace("/", "_") + ".wav"
+            write_audio(part / name, wav, rate)
+            line = {"file": name, "text": voice.text, "description": voice.description}
             lines.append(json.dumps(line, ensure_ascii=False))
         (part / "transcripts.jsonl").write_text("\n".join(lines) + "\n")
 

@@ -18,14 +18,22 @@ PROBES = {  # an extra is named installed when the package that it stands for is
 
 
 def shipped(folder: str) -> Path:
-    """A folder as given, or as it lies in the checkout."""
-    return Path(folder) if Path(folder).exists() else ROOT / folder
+    """A folder as given, or, where only that is there, as it lies in the checkout."""
+    there = ROOT / folder
+    return there if there.exists() and not Path(folder).exists() else Path(folder)
 
 
 def model_folder(folder: str | Path) -> Path:
-    """The folder of a model: as given, or inside a run."""
-    path = Path(folder)
+    """The folder of a model: as given, as it lies in the checkout, or inside a run."""
+    path = shipped(str(folder))
     return path / "model" if (path / "model" / "config.json").exists() else path
+
+
+def has_bfloat16() -> bool:
+    """Whether there is a GPU that computes in bfloat16 itself (a T4 or V100 only imitates it, slowly)."""
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def version(package: str) -> str:

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-TRANSCRIPTS = ("transcripts.csv", "transcripts.tsv", "transcripts.jsonl", "metadata.csv")
-FILE_COLUMNS, TEXT_COLUMNS = ("file", "file_name", "path", "audio", "wav", "id"), ("text", "transcript", "sentence")
+TRANSCRIPTS = ("transcripts.csv", "transcripts.tsv", "transcripts.jsonl", "metadata.csv", "metadata.jsonl")
+FILE_COLUMNS, TEXT_COLUMNS = (
+    ("file", "file_name", "path", "audio", "wav", "id"), ("text", "transcript", "transcription", "sentence"))
 SHOWN = 8  # problems that a message lists
 SUFFIXES = ("", ".wav", ".flac", ".ogg", ".mp3")
 Listed = tuple[Path, str, dict[str, Any]]
 
 
 def listed(path: str | Path, *, textless: bool = False) -> list[Listed]:
-    """(file, text, other columns) of every line of the table in a folder; no sound is read.
+    """(file, text, other columns) of every line of the table in a folder, or, where there is none, of every sound file
+    with a text file of its name beside it; no sound is read.
 
     Args:
         textless: keep clips whose text is empty.
@@ -27,9 +29,11 @@ def listed(path: str | Path, *, textless: bool = False) -> list[Listed]:
     if not path.is_dir():
         raise ValueError(f"'{path}' is not a folder; give one that holds sound files and {', '.join(TRANSCRIPTS)}")
     table = next((path / name for name in TRANSCRIPTS if (path / name).exists()), None)
+    if table is None and (beside := _beside(path, textless)):
+        return beside
     if table is None:
-        raise ValueError(f"'{path}' holds no transcripts; allowed: {', '.join(TRANSCRIPTS)}; write one line per clip, "
-                         f"e.g. transcripts.csv with the columns file,text")
+        raise ValueError(f"'{path}' holds no transcripts; allowed: {', '.join(TRANSCRIPTS)}, or a .txt beside each "
+                         f"clip; write one line per clip, e.g. transcripts.csv with the columns file,text")
     rows, wrong = [], []
     for line, entry in entries(table):
         try:
@@ -40,6 +44,17 @@ def listed(path: str | Path, *, textless: bool = False) -> list[Listed]:
     if not rows:
         raise ValueError(f"'{table}' lists no clips; write one line per clip")
     return rows
+
+
+def _beside(path: Path, textless: bool) -> list[Listed]:
+    """Clips with their texts in files of the same names; nothing where no clip has one."""
+    clips = [clip for clip in (*sorted(path.iterdir()), *sorted((path / "wavs").glob("*")))
+             if clip.suffix.lower() in SUFFIXES[1:] and not clip.name.startswith(".")]  # fmt: skip
+    texts = {clip: clip.with_suffix(".txt") for clip in clips}
+    there = {clip: "".join(read_lines(text)).strip() for clip, text in texts.items() if is_file(text)}
+    refuse([f"'{clip}' needs a text in {text.name}, as other clips have; write what is said in it, or move the clip "
+            f"elsewhere" for clip, text in texts.items() if there and not (there.get(clip) or textless)])  # fmt: skip
+    return [(clip, there.get(clip, ""), {}) for clip in clips] if there else []
 
 
 def refuse(wrong: Sequence[str]) -> None:

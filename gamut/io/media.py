@@ -11,6 +11,7 @@ import struct
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -66,25 +67,49 @@ def read_audio(
             if found < MIN_RATE:
                 raise ValueError(f"{name} is sampled at {found} Hz; speech needs at least {MIN_RATE} Hz; record it "
                                  f"again (raising the rate of the file does not bring the lost sound back)")
-            wav_TC = torch.from_numpy(file.read(dtype="float32", always_2d=True))
+            blocks = file.blocks(1 << 20, dtype="float32", always_2d=True)  # both channels of all of it would be large
+            wav_T = torch.cat([_mono(torch.from_numpy(block), channel) for block in blocks] or [torch.zeros(0)])
     except sf.LibsndfileError as error:
         if missing:
             raise ValueError(f"{name} is cut short: {missing}; copy or record it again") from error
         raise ValueError(f"{name} is not a sound file that can be read ({error.error_string.strip()}); allowed: "
                          f"WAV, FLAC, OGG, MP3; convert it first, e.g. ffmpeg -i FILE out.wav") from error
-    if missing or len(wav_TC) < frames:
+    if missing or len(wav_T) < frames:
         raise ValueError(f"{name} is cut short: {missing or 'its header promises more sound than it holds'}; "
-                         f"{len(wav_TC) / found:.2f} s can be read; copy or record it again")
-    if not len(wav_TC):
+                         f"{len(wav_T) / found:.2f} s can be read; copy or record it again")
+    if not len(wav_T):
         raise ValueError(f"{name} holds a header and 0 samples; record it again")
-    wav_T = wav_TC[:, 0] if channel == "first" else wav_TC.mean(1)
     if not wav_T.isfinite().all():
         bad = (~wav_T.isfinite()).sum().item()
         raise ValueError(f"{name} holds {bad} samples that are NaN or infinite, out of {len(wav_T)}; write it again "
                          f"from a clean source")
     if silent(wav_T):
         warnings.warn(f"{name} is silent: its loudest sample is below {SILENCE:g} of full scale", stacklevel=2)
-    return resample(wav_T.contiguous(), found, rate or found), rate or found
+    return resample(wav_T, found, rate or found), rate or found
+
+
+def _mono(wav_TC: Float[Tensor, "T C"], channel: str) -> Float[Tensor, " T"]:
+    return wav_TC[:, 0].clone() if channel == "first" else wav_TC.mean(1)
+
+
+def one_channel(wav: Any) -> Float[Tensor, " T"]:
+    """Samples in memory as ``read_audio`` gives them, of a tensor or array (T,) or (1, T).
+
+    Raises:
+        ValueError: several channels, integers, NaN or infinity.
+    """
+    try:
+        wav = torch.as_tensor(wav)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"sound is a tensor or an array of samples, got {type(wav).__name__}") from error
+    given, wav = tuple(wav.shape), wav[0] if wav.ndim == 2 and len(wav) == 1 else wav
+    if wav.ndim != 1:
+        raise ValueError(f"sound has one channel, (samples,) or (1, samples); got {given}")
+    if not wav.is_floating_point():
+        raise ValueError(f"samples are floats, full scale is [-1, 1]; got {wav.dtype} (divide int16 by 32768)")
+    if not wav.isfinite().all():
+        raise ValueError(f"sound holds NaN or infinite samples, {(~wav.isfinite()).sum().item()} of {len(wav)}")
+    return wav.float().cpu()
 
 
 def silent(wav: Float[Tensor, "*B T"]) -> bool:

@@ -1,6 +1,5 @@
 """A model after fine-tuning, as a folder like the one it began from: same dtype, same codec, tokenizer and voices."""
 
-import json
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,7 +12,6 @@ from gamut.io.convert import CARRIED, code_files, copied
 from gamut.io.folders import (
     CODEC,
     MENU,
-    TAUGHT,
     VOICES,
     Content,
     iterate_tensors,
@@ -27,24 +25,21 @@ BESIDE = (*CARRIED, MENU, "LICENSE*", "LICENCE*", "NOTICE*")  # what a model is 
 
 def save_tuned(
     path: str | Path, kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], init: Path,
-    taught: Mapping[str, Any], card: str,
+    files: Mapping[str, Content], card: str,
 ) -> Path:
     """Write a checkpoint folder of ours; ``gamut export`` makes the official layout of it, with all that ``init``'s
     config.json said.
 
     Args:
         kind: the class. config: its fields. init: the folder that the model began as, ours or released.
-        taught: added to what ``init`` was taught, where that is listed.
+        files: what was learned beside the weights; the rest is carried over from ``init``.
     """
     stored = load_config(init)
     official = stored.get("official", {}) if "gamut" in stored else stored
     wrapped = {"gamut": gamut.__version__, "class": kind, "config": config}
     dtype = next(iterate_tensors(tensor_files(init)))[1].dtype
     cast = {name: tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    files = _carried(init, official)
-    if (init / TAUGHT).is_file():
-        known = json.loads((init / TAUGHT).read_text())
-        files[TAUGHT] = json.dumps(known | dict(taught), ensure_ascii=False, indent=1)
+    files = _carried(init, official) | dict(files)
     return save_folder(path, cast, wrapped | ({"official": official} if official else {}), card=card, files=files)
 
 

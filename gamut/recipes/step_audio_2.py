@@ -35,6 +35,7 @@ from gamut.evals.conversations import examine
 from gamut.evals.talk_report import MEASURED, provenance, samples
 from gamut.io.env import model_folder, shipped
 from gamut.io.files import atomic_write
+from gamut.io.folders import json_object
 from gamut.io.keys.step_audio_2 import described
 from gamut.io.runs import Run
 from gamut.losses.from_hidden import next_token_from_hidden
@@ -82,6 +83,7 @@ HEARD = mix(transcribe=1, sum=1, difference=1, maximum=1, reverse=1, calculator=
 PARTS = {"hear": 1.5, "align": 2.0, "main": 1.0, "sft": 1.0}  # of lr; paper (§4): align 5, main 1, sft 0.5
 WEIGHTS = "weights/step_audio_2"
 VOICE = "jackson"  # who of the recorded people answers; ours
+KEPT_BACK = "kept_back.json"  # beside the weights: the fold of the orders and the person that they did not learn from
 TAKES = 12  # recordings of each digit that answers in a voice are put together from. Ours
 
 
@@ -97,11 +99,29 @@ def build(cfg: Config, codes: int, tools: Sequence[Mapping], orders: Orders | No
     """The model and its words: of ``cfg.init``, or new."""
     torch.manual_seed(cfg.seed)
     if cfg.init:
-        init = model_folder(shipped(cfg.init))
+        init = model_folder(cfg.init)
         return gamut.load(init).to(dist.device()), Tokenizer.from_pretrained(init)
     words = vocabulary(codes, tools, orders)
     marks = {f"audio_{name}_id": words.id(f"<audio_{name}>") for name in ("start", "end", "patch")}
     return Omni(model_config(cfg, words.vocab, **marks)).to(dist.device()), words
+
+
+def kept_back(cfg: Config) -> dict[str, int | str]:
+    """What is learned from by nobody who begins with this seed."""
+    return {"fold": cfg.seed % FOLDS, "without": cfg.without}
+
+
+def unheard(cfg: Config) -> None:
+    """Raises ValueError where the examination would ask what ``cfg.init`` has learned from."""
+    file = model_folder(cfg.init) / KEPT_BACK
+    if not cfg.init or not file.exists():
+        return
+    then = json_object(file, "write it again as {\"fold\": 0, \"without\": \"\"}")
+    if (fold := then.get("fold")) != cfg.seed % FOLDS:
+        raise ValueError(f"'{cfg.init}' learned from the orders that seed {cfg.seed} is examined on: it kept back fold "
+                         f"{fold}; go on with --seed {fold} (or that and a multiple of {FOLDS})")
+    if cfg.without not in ("", then.get("without")):
+        raise ValueError(f"'{cfg.init}' knows {cfg.without!r}: leave --without away, or begin without --init")
 
 
 def learn_to_talk(cfg: Config, model: Omni, talks: Conversations, origin: str, run: Run | None) -> None:
@@ -129,12 +149,14 @@ def learn_to_talk(cfg: Config, model: Omni, talks: Conversations, origin: str, r
     if steps := cfg.main_steps:
         stage("main", steps, MAIN, ("encoder",), warmup=steps // 20, final=0.1, **usual)
     if run is not None:
-        model.save_pretrained(run.path / "base", card=BASE.format(origin), files=talks.words.files())
+        files = talks.words.files() | {KEPT_BACK: json.dumps(kept_back(cfg))}
+        model.save_pretrained(run.path / "base", card=BASE.format(origin), files=files)
     if steps := cfg.sft_steps:
         stage("sft", steps, LEARNED, ("encoder",), warmup=steps // 20, **usual)
 
 
 def main(cfg: Config = TINY, run: Run | None = None) -> Result:
+    unheard(cfg)
     cast = Cast.of("train", cfg.source, VOICE, cfg.seed % FOLDS, cfg.without)
     world, codec = cast.world, cast.codec(shipped(cfg.codec))
     if cast.orders:
@@ -152,6 +174,7 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
         card = CARD.format(cast.origin, cast.spoken.licence, cast.names[0], cfg.seed, facts)
         speaker.save(run.path / "model", card, voices=cast.people, menu=cast.menu)
         atomic_write(run.path / "model" / MEASURED, json.dumps(result.metrics, indent=1))
+        atomic_write(run.path / "model" / KEPT_BACK, json.dumps(kept_back(cfg)))
     return result
 
 
@@ -194,7 +217,7 @@ by `gamut run step_audio_2` on: {} ({}), and on digits and orders spoken by espe
 def plan(cfg: Config) -> dict[str, int | float]:
     """Parameters, memory and FLOPs, without building anything."""
     if cfg.init:
-        return cost(described(model_folder(shipped(cfg.init))))
+        return cost(described(model_folder(cfg.init)))
     return cost(asdict(model_config(cfg, PAPER_VOCAB if cfg.width == PAPER.width else 1572)))
 
 

@@ -19,14 +19,17 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from gamut.codecs.prompts import TRANSCRIBE
 from gamut.data.own import read_conversations
 from gamut.data.own_example import example
 from gamut.data.own_rows import Own
 from gamut.evals import own as exam
 from gamut.evals.claims import Claim, Result
-from gamut.io.env import model_folder, shipped
-from gamut.io.files import atomic_write
+from gamut.io.env import has_bfloat16, model_folder
+from gamut.io.files import atomic_write, sampled
+from gamut.io.folders import tensor_files
 from gamut.io.keys.step_audio_2 import described
 from gamut.io.learners import gathered
 from gamut.io.runs import Run
@@ -76,6 +79,11 @@ def checked(cfg: Config) -> None:
             raise ValueError(f"{text}; got {text.split()[0]}={getattr(cfg, text.split()[0])}")
 
 
+def half() -> torch.dtype:
+    """What weights that do not learn are kept in."""
+    return torch.bfloat16 if has_bfloat16() else torch.float32
+
+
 def data(cfg: Config, run: Run | None, speaker: exam.Pupil) -> tuple[Own, Own]:
     """What is trained on and what is held out (the same, where nothing can be held out)."""
     make = partial(Own, words=speaker.words, tokens=cfg.tokens, codec=speaker.codec, packed=cfg.packed,
@@ -94,14 +102,17 @@ def data(cfg: Config, run: Run | None, speaker: exam.Pupil) -> tuple[Own, Own]:
     return train, held_out or train
 
 
-def same_data(train: Own, held_out: Own, run: Run) -> None:
-    """Raises ValueError where a resumed run does not find what it began with: every word, every size of a file."""
+def same_data(train: Own, held_out: Own, run: Run, init: Path) -> None:
+    """Raises ValueError where a resumed run does not find what it began with: weights (parts of their bytes), words,
+    sizes of files."""
     told = json.dumps([[one.told for one in own.talked] for own in (train, held_out)])
     now = {"conversations": len(train.talked), "positions": sum(train.lengths),
-           "sha256": hashlib.sha256(told.encode()).hexdigest()}  # fmt: skip
+           "sha256": hashlib.sha256(told.encode()).hexdigest(), "weights": sampled(tensor_files(init))}  # fmt: skip
     file = run.path / "data.json"
     then = json.loads(file.read_text()) if file.exists() else now
-    if then != now:
+    if then.get("weights", now["weights"]) != now["weights"]:
+        raise ValueError(f"the weights in '{init}' changed since this run began; put them back, or start a new run")
+    if then | {"weights": now["weights"]} != now:
         raise ValueError(f"the data changed since this run began: {then['conversations']} conversations of "
                          f"{then['positions']} positions then, {now['conversations']} of {now['positions']} now, "
                          f"with other words or sounds, held out or not; put it back, or start a new run")  # fmt: skip
@@ -112,14 +123,14 @@ def same_data(train: Own, held_out: Own, run: Run) -> None:
 def main(cfg: Config = TINY, run: Run | None = None) -> Result:
     dist.start()
     checked(cfg)
-    init = model_folder(shipped(cfg.init))
-    pupil = exam.Pupil.load(init, half=bool(cfg.lora_rank))
+    init = model_folder(cfg.init)
+    pupil = exam.Pupil.load(init, half() if cfg.lora_rank else None)
     model = pupil.model.to(dist.device()) if cfg.lora_rank else dist.shard(pupil.model, ["hidden"]).to(dist.device())
     if cfg.lr > MOST and sum(p.numel() for p in model.parameters()) > LARGE:
         warnings.warn(f"lr {cfg.lr:g} is for a tiny model; for one of this size --size small has 1e-4", stacklevel=1)
     train, held_out = data(cfg, run, pupil)
     if run is not None:
-        same_data(train, held_out, run)
+        same_data(train, held_out, run, init)
     with dist.gathered(model):
         before, start = exam.answered(model, held_out), mean_loss(model, held_out)
     finetune(
@@ -136,10 +147,10 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
              ("conversations held out", 0 if held_out is train else len(held_out.talked))]  # fmt: skip
     tensors = gathered(model.state_dict())
     if run is not None and dist.rank() == 0:
-        taught = exam.taught(train.talked, init)
         lines = "\n".join(f"- {name}: {value:.4g}" for name, value in metrics.items())
         card = CARD.format(cfg.init, cfg.data or "an example", cfg.lora_rank, cfg.steps, cfg.seed, lines)
-        save_tuned(run.path / "model", "Omni", asdict(model.config), tensors, init, taught, card)
+        files = exam.learned(train.talked, init)
+        save_tuned(run.path / "model", "Omni", asdict(model.config), tensors, init, files, card)
     return Result(metrics, notes={"report": exam.report(facts, before, after)})
 
 
@@ -147,7 +158,8 @@ def evaluate(folder: Path) -> Result:
     """What a run made of its held-out conversations, again."""
     run = Run.open(folder)
     cfg = Config(**run.config["config"])
-    pupil = exam.Pupil.load(run.path / "model")
+    pupil = exam.Pupil.load(run.path / "model", half())
+    pupil.model.to(dist.device())
     _, held_out = data(cfg, run, pupil)
     answers = exam.answered(pupil.model, held_out)
     recorded = json.loads((run.path / "result.json").read_text())["metrics"]
@@ -165,7 +177,7 @@ Began as `{}`, learned from `{}`: adapters of rank {} (0: whole), {} updates, se
 
 def plan(cfg: Config) -> dict[str, int | float]:
     """Parameters, bytes and FLOPs of the model at ``cfg.init``, of Step-Audio 2 mini where there is none."""
-    init = model_folder(shipped(cfg.init))
+    init = model_folder(cfg.init)
     known = cfg.init == SMALL.init and not init.exists()
     return cost(MINI if known else described(init), cfg.tokens, cfg.lora_rank or 16)
 

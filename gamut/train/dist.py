@@ -19,6 +19,7 @@ import torch.distributed as td
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from gamut.io.env import has_bfloat16
 from gamut.io.learners import whole
 
 BUCKET = 1 << 23  # elements that are added up in one message
@@ -51,7 +52,7 @@ def world() -> int:
 def device() -> torch.device:
     """Where this process computes: its GPU if there is one, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("cpu")
 
 
@@ -72,23 +73,25 @@ def move(batch: Any, device: torch.device) -> Any:
 
 
 def shard(model: nn.Module, methods: Sequence[str] = ()) -> nn.Module:
-    """Spread the weights of ``model`` over the ranks, block by block (FSDP2); nothing happens in a single process.
+    """The weights of ``model`` in float32, spread over the ranks block by block (FSDP2) if there are several.
 
     Args:
         model: changed in place, before an optimiser is made. The items of its outermost ModuleLists are the blocks.
+            Weights that lie memory-mapped in a file are read there by all ranks; each holds its share alone.
         methods: names of methods that are called beside ``forward`` and use weights (``hidden``, ``embed``).
     """
     start()
     if world() == 1:
-        return model
+        return model.float()
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device().type, (world(),))
-    half = torch.bfloat16 if device().type == "cuda" and torch.cuda.is_bf16_supported() else None
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
-    for part in [*_blocks(model), model]:
+    half = torch.bfloat16 if has_bfloat16() else None
+    for part in [*_blocks(model), model]:  # what a block is given it is given as it is: angles stay float32
+        policy = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=part is model)
         fully_shard(part, mesh=mesh, mp_policy=policy)
+        part.float()  # of its own share, before the next block is read
         part.set_gradient_divide_factor(1.0)  # type: ignore[attr-defined]  # sums: update() divides by the weights
         part.set_force_sum_reduction_for_comms(True)  # type: ignore[attr-defined]  # gloo knows no other
     for name in (*methods, "extra_repr"):

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from gamut.io.env import has_bfloat16
+
 
 class Clock(dict[str, float]):
     """Seconds by part: ``with clock("forward"): ...``"""
@@ -28,8 +30,7 @@ def precision(device: torch.device, wanted: str = "auto") -> contextlib.Abstract
     """
     if wanted not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"dtype must be auto, float32 or bfloat16; got {wanted!r}")
-    has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if wanted == "bfloat16" or (wanted == "auto" and has):
+    if wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda" and has_bfloat16()):
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
 

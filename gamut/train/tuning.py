@@ -55,7 +55,8 @@ def finetune(
     """
     if rank:
         model.requires_grad_(False)
-        with torch.random.fork_rng():
+        there = next(model.parameters()).device
+        with torch.random.fork_rng([there] if there.type == "cuda" else []):
             torch.manual_seed(seed)
             add_lora(model.lm, targets, rank=rank)
 
