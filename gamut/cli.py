@@ -257,12 +257,13 @@ def chat(
         weights: auto is int8 for a large model (bfloat16 on a GPU), a quarter of the memory of float32.
     """
     from gamut import api
-    from gamut.generate.chatting import chat
+    from gamut.generate.chatting import asked, chat
     from gamut.generate.speaker import Speaker
 
+    kept = [Path(file) for file in (voice, *(Path(voices).glob("*") if voices else ())) if file]
+    asked(question, text, out, kept)
     more = {"documents": documents, "voices": voices, "weights": weights}
     speaker = Speaker.load(model or api.shipped("step_audio_2"), voice, **more)
-    kept = [Path(file) for file in (voice, *(Path(voices).glob("*") if voices else ())) if file]
     chat(speaker, question, system=system, text=text, out=out, thinks=thinks, written=written, transcript=transcript,
          kept=kept)  # fmt: skip
 

@@ -93,7 +93,11 @@ def test_help_of_a_run_shows_the_values_of_the_size_that_was_named(call):
         (["run", "--size", "--resume"], "--resume needs a value behind it"),
         (["run", "--resume", "runs/x"], "no run folder 'runs/x'; there is: none beside it"),
         (["eval", "nowhere"], "checkpoint folder 'nowhere' not found"),
-        (["chat", "q.wav", "--model", "nowhere"], "'nowhere"),
+        (["chat", "--text", "hi", "--model", "nowhere"], "'nowhere"),
+        # before a model, which may take minutes, is looked for
+        (["chat", "none.wav", "--model", "nowhere"], "'none.wav' does not exist; give a sound file (.wav"),
+        (["chat", "--text", "hi", "--out", "a.mp3", "--model", "nowhere"], "must go to a .wav, got 'a.mp3'"),
+        (["chat", "--model", "nowhere"], "nothing is asked: give a recording"),
         (["plan", "nothing"], "unknown topic 'nothing'"),
     ],
 )

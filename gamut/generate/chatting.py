@@ -27,7 +27,7 @@ from gamut.generate.past import Past
 from gamut.generate.sampling import Sampling
 from gamut.generate.speak import Asked, Done, Event, Sound, Thought, Told, Words, collect, decoder, respond
 from gamut.generate.speaker import LEVEL, RELEASED, SAMPLING, Speaker
-from gamut.io.growing import WavWriter, settled
+from gamut.io.growing import WavWriter, settled, wav_path
 from gamut.io.media import SUBTYPES, one_channel, pieces, read_audio, resample
 from gamut.io.progress import clock
 
@@ -197,15 +197,32 @@ def questions(path: str | Path) -> list[Path]:
     """One sound file, or those of a folder by name, 2 before 10: the turns of a conversation.
 
     Raises:
-        ValueError: a folder without any.
+        ValueError: a path that does not exist, a folder without any.
     """
     path = Path(path)
+    if not path.exists():
+        raise ValueError(f"'{path}' does not exist; give a sound file ({', '.join(SOUNDS)}), or a folder of them")
     if not path.is_dir():
         return [path]
     found = (file for file in path.iterdir() if file.suffix.lower() in SOUNDS and not file.name.startswith("."))
     files = sorted(found, key=lambda file: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", file.name)])
     if not files:
         raise ValueError(f"'{path}' holds no sound files; allowed: {', '.join(SOUNDS)}")
+    return files
+
+
+def asked(source: str | Path | None, text: str, out: str | Path, kept: Sequence[Path] = ()) -> list[Path]:
+    """The sound files of a request, found before a large model takes minutes to load.
+
+    Raises:
+        ValueError: nothing is asked; ``out`` cannot be written, or is a question or one of ``kept``.
+    """
+    if source is None and not text:
+        raise ValueError("nothing is asked: give a recording, or a question in writing with --text, or both")
+    files = [] if source is None else questions(source)
+    if wav_path(out).resolve() in [file.resolve() for file in (*files, *kept)]:
+        raise ValueError(f"the answer would be written over '{out}', a recording that it takes; give another file with "
+                         f"--out")
     return files
 
 
@@ -226,19 +243,13 @@ def chat(
         sampling: None takes what suits the model's size.
         kept: recordings that ``out`` must not be, besides the questions.
     Raises:
-        ValueError: nothing is asked; a request that this model was not taught; ``out`` is a question, or cannot be
-            written; what ``read_audio`` says of a file.
+        ValueError: a request that this model was not taught; what ``asked`` says, and ``read_audio`` of a file.
     """
-    if source is None and not text:
-        raise ValueError("nothing is asked: give a recording, or a question in writing with --text, or both")
-    how, files, codec = speaker.how(system), [] if source is None else questions(source), speaker.codec
+    files, how, codec = asked(source, text, out, kept), speaker.how(system), speaker.codec
     if speaker.small:
         torch.set_num_threads(1)
     else:
         print(speaker.weighs)
-    if codec and Path(out).resolve() in [file.resolve() for file in (*files, *kept)]:
-        raise ValueError(f"the answer would be written over '{out}', a recording that it takes; give another file with "
-                         f"--out")
     if codec is None:
         print("it answers in writing: there is no codec beside the weights, or no voice in it (--voice RECORDING)")
     sampling = sampling or (SAMPLING if speaker.small else RELEASED)

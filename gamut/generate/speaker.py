@@ -166,11 +166,15 @@ def tools_of(path: Path) -> Toolbox:
 
 
 def codec_of(path: Path) -> Any:
-    """The codec beside a model's weights; None if there is none."""
+    """The codec beside a model's weights, to speak with; None if there is none."""
     folder = path / CODEC
     if not (folder / "config.json").exists():
         return None
-    return SpeechCodec.from_pretrained(folder) if (folder / "tokenizer").is_dir() else gamut.load(folder)
+    if not (folder / "tokenizer").is_dir():
+        return gamut.load(folder)
+    codec = SpeechCodec.from_pretrained(folder)
+    codec.wave.hift.fold()  # it only speaks
+    return codec
 
 
 def _first(clips: Sequence[Voice], codec: SpeechCodec) -> dict[str, Any]:

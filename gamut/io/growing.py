@@ -18,6 +18,16 @@ from torch import Tensor
 HEADER = 44  # bytes
 
 
+def wav_path(path: str | Path) -> Path:
+    """A path that a ``WavWriter`` can take; ValueError for another suffix, or a folder."""
+    path = Path(path)
+    if path.suffix.lower() != ".wav":
+        raise ValueError(f"sound written while it comes must go to a .wav, got '{path.name}'")
+    if path.is_dir():
+        raise ValueError(f"'{path}' is a folder; give the name of a .wav file")
+    return path
+
+
 class WavWriter:
     """A 16-bit WAV file that is whole at every moment: samples are appended first, then the header counts them.
 
@@ -29,11 +39,7 @@ class WavWriter:
     """
 
     def __init__(self, path: str | Path, rate: int):
-        self.path, self.rate, self.samples = Path(path), rate, 0
-        if self.path.suffix.lower() != ".wav":
-            raise ValueError(f"sound written while it comes must go to a .wav, got '{self.path.name}'")
-        if self.path.is_dir():
-            raise ValueError(f"'{self.path}' is a folder; give the name of a .wav file")
+        self.path, self.rate, self.samples = wav_path(path), rate, 0
         self.part: Path | None = self.path.parent / f".{self.path.name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
