@@ -3,8 +3,8 @@
 # make setup  only sets up; PYTHON=python3.12 picks another interpreter
 PYTHON ?= python3
 JOBS ?= 2
-# The demo starts from a shipped model two thirds through its training, and goes on for about ten minutes;
-# `gamut run step_audio_2` learns everything from nothing, in ten times that.
+# The demo starts from the shipped model as it was 1,500 updates before its end, and goes on for about ten minutes;
+# `gamut run step_audio_2` learns everything from nothing, in more than ten times that.
 DEMO := --init weights/step_audio_2_base --hear-steps 0 --align-steps 0 --main-steps 0 --sft-steps 900 --lr 0.0006 --each 16
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt

@@ -1,4 +1,4 @@
-"""gamut: fifteen papers as fifteen short recipes. `gamut.load`, `gamut.run`, `gamut.save`; everything else by module.
+"""gamut: fifteen papers as short recipes. `gamut.load`, `gamut.run`, `gamut.save`; everything else by module.
 
 Nothing is imported until it is asked for: `import gamut` costs no torch.
 """

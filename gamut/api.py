@@ -222,7 +222,10 @@ def load(name: str | Path, size: str = "tiny", *, dtype: Any = ...) -> Any:
     from gamut.io.convert import family
     from gamut.io.folders import load_config
 
-    folder = model_folder(name if Path(name).is_dir() else shipped(str(name), size))
+    try:
+        folder = model_folder(name if Path(name).is_dir() else shipped(str(name), size))
+    except ValueError as error:
+        raise ValueError(f"there is no folder '{name}', and no weights come under that name: {error}") from None
     described = folder / "config.json"
     if not described.exists():
         raise ValueError(f"'{folder}' holds no config.json, so it is not a checkpoint; there is: {_children(folder)}")

@@ -75,7 +75,7 @@ def show(what: str, /) -> None:
     sizes = list(recipe.presets)
     table.add_column("field", no_wrap=True)
     for size in sizes:
-        table.add_column(size, justify="right", max_width=14, overflow="fold")
+        table.add_column(size, justify="right", max_width=26, overflow="fold")
     table.add_column("source and meaning")
     presets = [recipe.preset(size) for size in sizes]
     for field in recipe.fields:
@@ -150,7 +150,7 @@ def _value_of(args: Sequence[str], flag: str) -> str | None:
     for here, after in zip(args, [*args[1:], "--"], strict=False):
         if here == flag:
             if after.startswith("--"):
-                raise ValueError(f"{flag} needs a value behind it. See: gamut run")
+                raise ValueError(f"{flag} needs a value behind it. See: gamut run --help")
             return after
         if here.startswith(f"{flag}="):
             return here.partition("=")[2]
@@ -248,9 +248,9 @@ def chat(
         system: what the model is told to do with what it hears.
         text: what is said in writing, beside the sound.
         out: a .wav for the spoken answers.
-        voice: a recording; a converted model answers in its voice.
+        voice: a recording of 0.5 to 10 s, to be answered in its voice; a released model has to be converted for it.
         documents: a folder, or a URL with %s for the query, where a released model may search.
-        voices: a folder of clips and a table of what they are like, to find a voice to answer in.
+        voices: a folder of clips with transcripts.csv (file, text, description), to find a voice to answer in.
         thinks: ask for a thought before the answer.
         written: the answer in writing, even where the model could speak it.
         transcript: print what the model heard, too.
@@ -260,7 +260,7 @@ def chat(
     from gamut.generate.chatting import asked, chat
     from gamut.generate.speaker import Speaker
 
-    kept = [Path(file) for file in (voice, *(Path(voices).glob("*") if voices else ())) if file]
+    kept = [Path(file) for file in (voice, *(Path(voices).rglob("*") if voices else ())) if file]
     asked(question, text, out, kept)
     more = {"documents": documents, "voices": voices, "weights": weights}
     speaker = Speaker.load(model or api.shipped("step_audio_2"), voice, **more)
@@ -277,7 +277,7 @@ def convert(src: Path, dst: Path, /) -> None:
     """Read an official checkpoint folder and write ours, then load that.
 
     Args:
-        src: config.json with safetensors or .bin / .pt files.
+        src: a released folder (config.json and weights), a token2wav or Step-Audio-Tokenizer folder, or one .onnx file.
         dst: a folder that does not exist yet.
     """
     from gamut import api
@@ -293,7 +293,7 @@ def export(src: Path, dst: Path, /, *, to: Literal["hf"] = "hf", lora: Path | No
     """Write one of our checkpoints in the official layout, for transformers and other tools.
 
     Args:
-        src: a checkpoint folder of ours.
+        src: a checkpoint folder of ours, or a run.
         dst: a folder that does not exist yet.
         to: the layout.
         lora: an adapter folder (peft's layout) to write beside the weights.
@@ -339,7 +339,7 @@ RAW = ("run", "plan")  # these parse their own arguments
 
 def _help() -> None:
     out = console()
-    out.print("gamut: fifteen papers as fifteen short recipes\n\nusage: gamut COMMAND ...\n")
+    out.print("gamut: fifteen papers as short recipes, six of them built\n\nusage: gamut COMMAND ...\n")
     for name, command in COMMANDS.items():
         out.print(Text(f"  {name:<10}", "cyan") + Text((command.__doc__ or "").strip().split("\n")[0]))
     out.print("\nStart with: gamut list. More on a command: gamut COMMAND --help")

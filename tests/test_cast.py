@@ -59,4 +59,4 @@ def test_without_orders_there_is_no_counter(monkeypatch, tmp_path):
         cast = Cast.of("test")
     recorded_orders.cache_clear()
     assert cast.orders is None and cast.menu == {} and len(cast.schemas) == 3
-    assert cast.origin == sources.digits("test").origin
+    assert cast.origin == f"{sources.digits('test').origin} (CC BY-SA 4.0)"

@@ -260,6 +260,10 @@ def test_noise_at_a_ratio():
         noise = at_ratio(wav, decibel, random.Random(0)) - wav
         ratio = 20 * torch.log10(wav.square().mean().sqrt() / noise.square().mean().sqrt())
         assert abs(float(ratio) - decibel) < 0.2
+    rested = torch.cat([torch.zeros(8000), wav, torch.zeros(24000)])  # silence around what is said makes no difference
+    noise = at_ratio(rested, 20.0, random.Random(0)) - rested
+    assert float(noise.square().mean().sqrt() / wav.square().mean().sqrt()) == pytest.approx(0.1, rel=0.03)
+    assert not at_ratio(torch.zeros(9), 20.0, random.Random(0)).any()
 
 
 def test_batches_are_a_function_of_their_number_and_little_is_padded(talks):

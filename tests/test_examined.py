@@ -15,6 +15,7 @@ from gamut.data.orders import Orders, menu
 from gamut.data.scripts import SCRIPTS, World, choose_tool, mix
 from gamut.data.sources import Clip
 from gamut.data.spoken import RATE, Digits
+from gamut.evals import conversations
 from gamut.evals.conversations import Played, converse, dialogues, examine, library, ordered, scores, silenced, sounded
 from gamut.evals.judges import trust_speakers, who
 from gamut.generate.ar import generate
@@ -120,6 +121,19 @@ def test_an_examination_names_noise_and_silence(speaker, world):
     assert "who/text/constant/10dB" not in found and len(first) == 2
 
 
+def test_every_order_is_asked_once_under_every_condition(speaker, world, monkeypatch):
+    """And what is heard without sound is judged as the rest is; one of so many voices is chance."""
+    judges, counted = (DigitJudge().eval(), DigitJudge(DigitJudgeConfig(classes=2, names=NAMES)).eval()), []
+    monkeypatch.setattr(conversations, "ordered", lambda some: counted.append(len(some)) or ordered(some))
+    found, _ = examine(speaker, *judges, world, library(world.digits, NAMES), menu(world.orders), each=1,
+                       scripts=mix(order=1, audio_search=1, sum=1))  # fmt: skip
+    assert counted.count(len(world.orders)) == 4 and counted.count(1) == 3 and len(world.orders) > 1
+    conditions = ("/10dB", "/no_sound", "/pauses")
+    assert {f"order/{what}{how}" for what in ("drink", "slots") for how in ("", *conditions)} <= set(found)
+    assert {f"{name}{how}" for name in ("sum/aloud", "voice/recognised") for how in conditions[:2]} <= set(found)
+    assert found["voice/recognised/chance"] == 1 / len(NAMES) and "sum/aloud/pauses" not in found
+
+
 def test_scores_by_hand():
     product = Turn("42", kind="calculator", calls=(("calculator", {"expression": "6*7"}),), results=("42",))
     plain = Turn("7", kind="none")
@@ -134,6 +148,8 @@ def test_scores_by_hand():
     assert found["digits/wer"] == pytest.approx(1 / 3) and found["calculator/exact"] == 0.5
     assert found["tools/choice"] == 0.75 and found["tools/choice/constant"] == 0.5
     assert (found["calculator/text"], found["none/text/constant"]) == (1.0, 1.0)
+    assert (found["calculator/exact/constant"], found["digits/wer/constant"]) == (1.0, 0.0)
+    assert not [name for name in scores(some) if "aloud" in name]
 
 
 def test_further_calls_and_other_tools_are_not_right(speaker):

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from gamut.evals import cast
 from gamut.evals.cast import Cast
 from gamut.evals.claims import Result, check
 from gamut.generate.speaker import Speaker
-from gamut.io.folders import read_tensors
+from gamut.io.folders import KEPT_BACK, TAUGHT, read_tensors
 from gamut.recipes import step_audio_2
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,9 +58,13 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def test_a_model_goes_on_only_where_its_examination_stays_unheard(tmp_path):
     """It learned from four of five folds: with another seed the orders asked would be among them."""
-    (tmp_path / step_audio_2.KEPT_BACK).write_text('{"fold": 2, "without": "theo"}')
+    cast.unheard(str(tmp_path), 1, "theo")  # a model that learned none of this
+    (tmp_path / TAUGHT).write_text("{}")
+    with pytest.raises(ValueError, match=r"does not say what it was not taught: there is no kept_back.json; write"):
+        cast.unheard(str(tmp_path), 2, "")
+    (tmp_path / KEPT_BACK).write_text('{"fold": 2, "without": "theo"}')
     for seed, without in ((2, "theo"), (7, "theo"), (12, "")):
-        step_audio_2.unheard(step_audio_2.Config(init=str(tmp_path), seed=seed, without=without))
+        cast.unheard(str(tmp_path), seed, without)
     with pytest.raises(ValueError, match=r"seed 1 is examined on: it kept back fold 2; go on with --seed 2"):
         step_audio_2.main(step_audio_2.Config(init=str(tmp_path), seed=1, without="theo"))
     with pytest.raises(ValueError, match="knows 'lucas': leave --without away"):
@@ -130,8 +135,8 @@ def test_claims_of_the_shipped_weights():
 def test_what_was_measured_is_what_the_shipped_weights_do():
     """A smaller examination: the same orders, within what so few conversations may differ."""
     kept, each = json.loads((SHIPPED / "metrics.json").read_text()), 6
-    cast = Cast.of("train", voice=step_audio_2.VOICE)
-    found = step_audio_2.measured(replace(step_audio_2.TINY, each=each), Speaker.load(SHIPPED), cast).metrics
+    world = Cast.of("train", voice=step_audio_2.VOICE)
+    found = step_audio_2.measured(replace(step_audio_2.TINY, each=each), Speaker.load(SHIPPED), world).metrics
     counts = {"arithmetic/text": 4 * each, "tools/choice": 4 * each, "calculator/exact": each, "memory/text": each,
               "voice/recognised": each, "order/drink": 106, "digits/wer": 3 * each}  # fmt: skip
     for name, count in counts.items():

@@ -288,5 +288,11 @@ def test_coffee_orders_and_lj_speech():
 
 
 def test_data_that_is_only_under_gamut_data(alone):
-    with pytest.raises(ValueError, match=r"speech/ljspeech_8.parquet is not under GAMUT_DATA \(not set\)"):
+    with pytest.raises(FileNotFoundError, match=r"speech/ljspeech_8.parquet is not under GAMUT_DATA \(not set\)"):
         corpora.ljspeech()
+
+
+def test_the_coffee_orders_come_with_the_checkout(alone):
+    pytest.importorskip("pyarrow")
+    coffee = corpora.coffee()
+    assert len(coffee) == 530 and {clip.labels["intent"] for clip in coffee[:3]} == {"orderDrink"}

@@ -49,7 +49,7 @@ class Conversations:
 
     def __init__(
         self, world: World, voices: Mapping[str, Digits], codec: Voice, words: Tokenizer, tools: Sequence[Mapping],
-        seed: int = 0,
+        seed: int | str = 0,
     ):
         if missing := [name for name in world.voices if name not in voices]:
             raise ValueError(f"no recordings of the voice {missing[0]!r}; there are {', '.join(voices)}")

@@ -1,12 +1,13 @@
-"""Public sets of speech that are read from ``$GAMUT_DATA`` alone, never fetched."""
+"""Public sets of speech: read from ``$GAMUT_DATA``, or, where that is not set, from the checkout; never fetched."""
 
 import json
 
 from gamut.data.sources import Clip, Speech
 from gamut.io import fsdd
+from gamut.io.env import ROOT
 from gamut.io.media import read_audio
 
-COFFEE = "crowd-sourced spoken coffee orders (Picovoice speech-to-intent benchmark)"
+COFFEE = "crowd-sourced spoken coffee orders (Picovoice speech-to-intent benchmark; Apache-2.0)"
 
 
 def coffee(rate: int | None = None) -> Speech:
@@ -35,11 +36,12 @@ def ljspeech(rate: int | None = None) -> Speech:
 
 def _parquet(name: str) -> list[dict]:
     root = fsdd.data_root()
-    if root is None or not (root / "speech" / name).exists():
-        raise ValueError(f"speech/{name} is not under GAMUT_DATA ({root or 'not set'}), and it is not fetched from "
-                         f"elsewhere; set GAMUT_DATA to the folder that holds it")
+    file = (root or ROOT / "data") / "speech" / name
+    if not file.exists():
+        raise FileNotFoundError(f"speech/{name} is not under GAMUT_DATA ({root or 'not set'}), and it is not fetched "
+                                f"from elsewhere; set GAMUT_DATA to the folder that holds it")
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError("Parquet files need pyarrow; run: pip install pyarrow") from error
-    return pyarrow.parquet.read_table(root / "speech" / name).to_pylist()
+    return pyarrow.parquet.read_table(file).to_pylist()

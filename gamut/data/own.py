@@ -102,11 +102,16 @@ def read_conversations(path: str | Path, prompt: str = TRANSCRIBE) -> list[Talke
     path = Path(path)
     file = path / CONVERSATIONS if path.is_dir() else path
     if path.is_dir() and not file.exists():
+        try:
+            clips = listed(path)
+        except ValueError as error:
+            error.add_note(f"Conversations are read from {CONVERSATIONS} in the folder, or a .jsonl file given itself.")
+            raise
         return [
             Talked([{"role": "system", "content": prompt},
                     {"role": "user", "content": [{"type": "audio", "file": str(clip)}]},
                     {"role": "assistant", "content": text}], (), Path(), f"'{clip}'")
-            for clip, text, _ in listed(path)
+            for clip, text, _ in clips
         ]  # fmt: skip
     if not file.exists():
         raise ValueError(f"'{path}' does not exist; give a folder of recordings, or a .jsonl file of conversations")

@@ -25,7 +25,7 @@ class Task:
     prompt: str
     counts: tuple[int, ...]  # how many digits the question may hold
     answer: Callable[[Sequence[int]], str]
-    weight: float  # how often it leads a batch
+    weight: float  # its share of the rows
     learn: tuple[int, ...] = ()  # how many digits to learn from, where that is more
 
 

@@ -4,7 +4,7 @@ words, calls, and the sound as judges hear it. Beside them chance, the commonest
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -210,8 +210,10 @@ def dialogues(world: World, scripts: Sequence[Script], each: int, seed: int = 0)
 
 
 def at_ratio(wav: Tensor, decibel: float, rng: random.Random) -> Tensor:
-    """White noise added, so many dB below the sound's own RMS. Seeded by ``rng``."""
-    return wav + white(len(wav), rng) * wav.square().mean().sqrt() * 10 ** (-decibel / 20)
+    """White noise added, so many dB below the RMS of what is said: silence that was put around it (zeros) is not
+    counted. Seeded by ``rng``."""
+    level = wav.square().sum().div((wav != 0).sum().clamp(min=1)).sqrt()
+    return wav + white(len(wav), rng) * level * 10 ** (-decibel / 20)
 
 
 def at_level(world: World, level: float) -> World:
@@ -236,8 +238,10 @@ def silenced(dialogue: Dialogue) -> Dialogue:
     return replace(dialogue, turns=turns)
 
 
-def scores(played: Sequence[Played], judge: DigitJudge, people: DigitJudge | None = None) -> dict[str, float]:
-    """Shares in [0, 1] (wer: errors per digit); what was not asked is not there.
+def scores(
+    played: Sequence[Played], judge: DigitJudge | None = None, people: DigitJudge | None = None
+) -> dict[str, float]:
+    """Shares in [0, 1] (wer: errors per digit); what was not asked is not there, nor what is aloud without a judge.
 
     ``KIND/text`` is the words, ``KIND/aloud`` the sound as the judge hears it; ``tools/choice`` the tools that were
     called, or none, and no other, where all were on offer; ``calculator/exact`` all calls, with their arguments;
@@ -252,25 +256,25 @@ def scores(played: Sequence[Played], judge: DigitJudge, people: DigitJudge | Non
         wanted = [one.turn.answer for one in some]
         if kind == "transcribe":
             out["digits/wer"] = error_rate(wanted, [one.text for one in some])
+            out["digits/wer/constant"] = error_rate(wanted, [Counter(wanted).most_common(1)[0][0]] * len(some))
             continue
         out[f"{kind}/text"] = _share(one.right for one in some)
-        out[f"{kind}/text/constant"] = Counter(wanted).most_common(1)[0][1] / len(some)
-        if aloud := [one for one in some if one.turn.aloud]:
+        out[f"{kind}/text/constant"] = _commonest(wanted)
+        if judge is not None and (aloud := [one for one in some if one.turn.aloud]):
             out[f"{kind}/aloud"] = _share(_said(judge, one) for one in aloud)
-    if sums := [one for kind in ARITHMETIC for one in by_kind.get(kind, ())]:
-        out["arithmetic/text"] = _share(one.right for one in sums)
-        out["arithmetic/text/constant"] = sum(out[f"{one.turn.kind}/text/constant"] for one in sums) / len(sums)
-        if aloud := [one for one in sums if one.turn.aloud]:
-            out["arithmetic/aloud"] = _share(_said(judge, one) for one in aloud)
+            out[f"{kind}/aloud/constant"] = _commonest([one.turn.answer for one in aloud])
+    sums = [one for kind in ARITHMETIC for one in by_kind.get(kind, ())]
+    for way, some in (("text", sums), ("aloud", [one for one in sums if one.turn.aloud])):
+        for name in (way, f"{way}/constant") if some and (judge is not None or way == "text") else ():
+            out[f"arithmetic/{name}"] = sum(out[f"{one.turn.kind}/{name}"] for one in some) / len(some)
     if offered := [one for one in played if one.dialogue.tools]:
         out["tools/choice"] = _share(one.tools == one.wanted_tools for one in offered)
-        tools = Counter(one.wanted_tools for one in offered)
-        out["tools/choice/constant"] = tools.most_common(1)[0][1] / len(offered)
+        out["tools/choice/constant"] = _commonest([one.wanted_tools for one in offered])
     if some := by_kind.get("calculator"):
         out["calculator/exact"] = _share(one.made == one.wanted for one in some)
+        out["calculator/exact/constant"] = _commonest([str(one.wanted) for one in some])
     if (some := by_kind.get("audio_search")) and people is not None:
         out["voice/recognised"] = _share(len(one.wav) > 0 and who(people, one.wav)[0] == one.turn.voice for one in some)
-        out["voice/recognised/chance"] = 1 / len(people.config.names)
         out["voice/found"] = _share(one.results == list(one.turn.results) for one in some)
     return out | ordered(by_kind.get("order", []))
 
@@ -282,67 +286,61 @@ def examine(
 ) -> tuple[dict[str, float], list[Played]]:
     """`scores` at several noise levels, and what was played at the first.
 
-    Orders are all taken once, ``each`` or not. ``levels``: dB of the questions over white noise. Scores of the first
-    carry their names alone, those of the others end in ``/10dB`` and the like, those of the first questions without
-    their sound in ``/no_sound``, those of questions said digit by digit, with silence around, in ``/pauses`` (words
-    alone).
+    Where orders are asked for, ``order/drink`` and ``order/slots`` are of all of them, each once, under every condition
+    below. ``levels``: dB of the questions over white noise. Scores of the first carry their names alone, those of the
+    others end in ``/10dB`` and the like, those of the first questions without their sound in ``/no_sound``, those of
+    questions as they are recorded at home, 0.3 to 1 s between digits and 1 s around, in ``/pauses`` (words alone, of
+    numbers and orders).
     """
-    out: dict[str, float] = {}
-    first: list[Played] = []
-    asked: list[Dialogue] = []
-    for level in levels:
+    ask = partial(converse, speaker, voices=voices, menu=menu)
+    asks_orders = world.orders and any(script.name == "order" for script in scripts)
+
+    def orders(world: World, change: Callable[[Dialogue], Dialogue] = lambda dialogue: dialogue) -> dict[str, float]:
+        return ordered(ask([change(one) for one in every_order(world, seed)])) if asks_orders else {}
+
+    first = at_level(world, levels[0])
+    asked = dialogues(first, scripts, each, seed)
+    played = ask(asked)
+    sounded(speaker, played)
+    out = scores(played, judge, people) | orders(first)
+    for level in levels[1:]:
         noisy = at_level(world, level)
-        asked = asked or dialogues(noisy, scripts, each, seed)
-        played = converse(speaker, asked if not first else dialogues(noisy, scripts, each, seed), voices, menu)
-        sounded(speaker, played)
-        ending = f"/{level:g}dB" if first else ""
-        out |= {name + ending: value for name, value in scores(played, judge, people).items()
-                if not ending or name.count("/") == 1}  # fmt: skip
-        first = first or played
-    if world.orders and any(script.name == "order" for script in scripts):
-        out |= ordered(converse(speaker, every_order(at_level(world, levels[0]), seed), voices, menu))
-    out |= _with_pauses(speaker, judge, at_level(world, levels[0]), scripts, voices, menu, each, seed)
-    out |= ceiling(speaker.codec, judge, world, first, seed)
-    silent = converse(speaker, [silenced(dialogue) for dialogue in asked], voices, menu)
-    return out | _written(scores(silent, judge), "no_sound"), first
-
-
-def _written(found: Mapping[str, float], condition: str) -> dict[str, float]:
-    """Those of the scores that are of words, under a condition: neither of sound, nor what they compare with."""
-    return {f"{name}/{condition}": value for name, value in found.items()
-            if name.count("/") == 1 and not name.endswith("/aloud")}  # fmt: skip
-
-
-def _with_pauses(
-    speaker: Speaker, judge: DigitJudge, world: World, scripts: Sequence[Script], voices: Sequence[Voice],
-    menu: Mapping[str, Sequence[str]], each: int, seed: int,
-) -> dict[str, float]:
-    """Numbers and orders once more, as they are recorded at home: 0.3 to 1 s between digits, 1 s around."""
-    slow = replace(world, gap=(0.3, 1.0), rest=(1.0, 1.0))
+        again = ask(dialogues(noisy, scripts, each, seed))
+        sounded(speaker, again)
+        out |= _under(f"{level:g}dB", scores(again, judge, people) | orders(noisy))
+    silent = ask([silenced(dialogue) for dialogue in asked])
+    sounded(speaker, silent)
+    out |= _under("no_sound", scores(silent, judge, people) | orders(first, silenced))
+    slow = replace(first, gap=(0.3, 1.0), rest=(1.0, 1.0))
     numbers = [script for script in scripts if script.name in {task.name for task in TASKS}]
-    played = converse(speaker, dialogues(slow, numbers, each, seed), voices, menu) if numbers else []
-    found = scores(played, judge)
-    if world.orders and any(script.name == "order" for script in scripts):
-        found |= ordered(converse(speaker, every_order(slow, seed), voices, menu))
-    return _written(found, "pauses")
+    out |= _under("pauses", scores(ask(dialogues(slow, numbers, each, seed)) if numbers else []) | orders(slow))
+    if "voice/recognised" in out:
+        out["voice/recognised/chance"] = 1 / len(voices)
+    return out | reference(speaker.codec, judge, world, played, seed), played
 
 
-def ceiling(
+def _under(condition: str, found: Mapping[str, float]) -> dict[str, float]:
+    """Scores under a condition, without what they are compared with."""
+    return {f"{name}/{condition}": value for name, value in found.items() if name.count("/") == 1}
+
+
+def reference(
     codec: SpeechCodec, judge: DigitJudge, world: World, played: Sequence[Played], seed: int = 0
 ) -> dict[str, float]:
-    """What an answer aloud can score at best: the right digits said by recordings of the usual voice
-    (``aloud/recorded``), and these through the codec (``aloud/ceiling``); ``sphinx/``: as pocketsphinx hears either,
-    and the answers themselves (``sphinx/aloud``), where it is installed.
+    """What answers aloud can be held against: the right digits said by held-out recordings of the usual voice
+    (``aloud/recorded``), and these through the codec (``aloud/resynthesised``); ``sphinx/``: as pocketsphinx hears
+    either, and the answers themselves (``sphinx/aloud``), where it is installed. The answers are learned from
+    recordings that the judge learned from, too; these are not.
     """
     some = [one for one in played if one.turn.kind in ARITHMETIC and one.turn.aloud]
     if not some or world.voices[0] not in world.digits.names:
         return {}
-    rng = random.Random(f"ceiling {seed}")
+    rng = random.Random(f"reference {seed}")
     wanted = [[int(c) for c in one.turn.answer] for one in some]
     real = [world.digits.say(d, rng, vary=False, gap=(0.04, 0.12), speaker=world.voices[0]).wav for d in wanted]
     coded = [resample(codec.decode(codec.encode(resample(wav, RATE, codec.hears)[None]))[0], codec.rate, RATE)
              for wav in real]  # fmt: skip
-    sounds = {"aloud/recorded": real, "aloud/ceiling": coded}
+    sounds = {"aloud/recorded": real, "aloud/resynthesised": coded}
     out = {name: _share(judged(judge, wav)[0] == d for wav, d in zip(wavs, wanted, strict=True))
            for name, wavs in sounds.items()}  # fmt: skip
     try:
@@ -364,14 +362,18 @@ def ordered(some: Sequence[Played]) -> dict[str, float]:
     drink = [slots.get("coffeeDrink") for slots in wanted]
     return {
         "order/drink": _share(slots.get("coffeeDrink") == name for slots, name in zip(given, drink, strict=True)),
-        "order/drink/majority": Counter(drink).most_common(1)[0][1] / len(some),
+        "order/drink/majority": _commonest(drink),
         "order/slots": _share(a == b for a, b in zip(given, wanted, strict=True)),
-        "order/slots/majority": max(Counter(json.dumps(slots) for slots in wanted).values()) / len(some),
+        "order/slots/majority": _commonest([json.dumps(slots) for slots in wanted]),
     }
 
 
 def _said(judge: DigitJudge, one: Played) -> bool:
     return len(one.wav) > 0 and "".join(map(str, judged(judge, one.wav)[0])) == one.turn.answer
+
+
+def _commonest(wanted: Sequence[Hashable]) -> float:
+    return Counter(wanted).most_common(1)[0][1] / len(wanted)
 
 
 def _share(hits) -> float:

@@ -15,28 +15,33 @@ from gamut.generate.speaker import Speaker
 from gamut.io.report import Audio, Card, Columns, Heading, Mel, Table, Tokens
 from gamut.models.judge import DigitJudge
 
-BESIDE = "/(constant|chance|majority|no_sound|[0-9]+dB)$"  # what scores are held against, and told with the claims
+BESIDE = "/(constant|chance|majority|no_sound|pauses|[0-9]+dB)$"  # told with the claims
 MEASURED = "metrics.json"  # beside the weights: what they scored when they were saved
 
 
-def provenance(origin: str, steps: Mapping[str, int], metrics: Mapping[str, float], others: Mapping[str, Path]) -> list:
-    """What was learned in this run, in how many updates; what came ready made; scores beside those of other models.
+def provenance(
+    origin: str, steps: Mapping[str, int], metrics: Mapping[str, float], others: Mapping[str, Path], *, init: str,
+    codec: str, asked: str,
+) -> list:
+    """What was learned in this run, in how many updates; what was there before; scores beside those of other models.
 
     Args:
         others: column -> folder, whose scores were kept beside its weights.
+        init: what the run began as; empty: nothing. asked: how many questions the examination has, and which.
     """
-    ready = "shipped ready made, in weights/"
-    rows = [(part, f"learned in this run: {count} updates, on: {origin}" if count else ready)
-            for part, count in steps.items()]  # fmt: skip
+    rows = [(part, f"learned in this run: {count} updates, on: {origin}" if count else
+             f"not in this run: as it lies in {init}" if init else "not learned") for part, count in steps.items()]
     rows += [(name, f"what lies in {folder.name}/; its scores are below") for name, folder in others.items()]
-    rows += [("codec and judges", ready), ("examination", "put together from recordings that no training saw")]
+    rows += [("codec and judges", f"not in this run: as they lie in {codec}"),
+             ("examination", f"recordings that no training saw; {asked}")]  # fmt: skip
     blocks = [Heading("What was made when"), Table(("part", "made"), rows)]
     theirs = {name: json.loads((folder / MEASURED).read_text()) for name, folder in others.items()
               if (folder / MEASURED).exists()}  # fmt: skip
     if theirs:
         scores = [(name, f"{value:.3f}", *(f"{their[name]:.3f}" if name in their else "" for their in theirs.values()))
                   for name, value in metrics.items() if not re.search(BESIDE, name)]  # fmt: skip
-        blocks += [Heading("This run beside other models", "Examined in the same way, by more questions."),
+        how = f"Examined in the same way: this run by {asked}, the others as their cards say."
+        blocks += [Heading("This run beside other models", how),
                    Table(("score", "this run", *theirs), scores)]  # fmt: skip
     return blocks
 

@@ -215,7 +215,7 @@ def asked(source: str | Path | None, text: str, out: str | Path, kept: Sequence[
     """The sound files of a request, found before a large model takes minutes to load.
 
     Raises:
-        ValueError: nothing is asked; ``out`` cannot be written, or is a question or one of ``kept``.
+        ValueError: nothing is asked; ``out`` is no .wav or a folder, or is a question or one of ``kept``.
     """
     if source is None and not text:
         raise ValueError("nothing is asked: give a recording, or a question in writing with --text, or both")
@@ -251,7 +251,8 @@ def chat(
     else:
         print(speaker.weighs)
     if codec is None:
-        print("it answers in writing: there is no codec beside the weights, or no voice in it (--voice RECORDING)")
+        print("it answers in writing: there is no converted codec beside the weights (gamut convert makes one of a "
+              "released folder), or no voice in it (--voice RECORDING)")
     sampling = sampling or (SAMPLING if speaker.small else RELEASED)
     meanwhile = "" if speaker.small else MEANWHILE
     aloud = how.aloud and codec is not None and not written

@@ -79,8 +79,8 @@ class Told:
 class Done:
     """The end. ``messages`` continue the conversation.
 
-    ``finish`` is "stop", "length" (the model was cut off; a call in that turn was not run) or "turns" (it still calls
-    tools after as many turns as were allowed).
+    ``finish`` is "stop", "length" (the model was cut off; a call in that turn was not run), "turns" (it still calls
+    tools after as many turns as were allowed) or "room" (with what tools gave it, the context is full).
     """
 
     messages: list[dict[str, Any]]
@@ -219,7 +219,7 @@ def respond(
         after_thought: put behind a thought as if the model had written it: AFTER_THINKING makes it speak.
         turns: turns the assistant may take, one more than rounds of tools.
         switch: a clip that a tool found to the codes the model hears of it, and the voice that the codec's
-            ``streaming(1, voice=…)`` speaks in from then on (None: its usual one). Default: ``codec.encode``, no voice.
+            ``streaming(1, voice=…)`` speaks in from then on (None: its usual one). Default: ``heard``.
         interim: what is said or shown when tools take longer than ``patience`` seconds, while they run; not kept.
         room: ids that the context holds. A round's results take at most a quarter of what is left; without, it ends.
     Raises:

@@ -122,8 +122,9 @@ class Speaker:
         """
         if not system and "" not in self.taught:
             system = next((name for name, how in self.taught.items() if how["aloud"]), "")
+        system = next((name for name in self.taught if name.strip() == system.strip()), system)  # one ends in "\n"
         if self.taught and system not in self.taught:
-            listed = "\n  ".join(name or "(nothing)" for name in self.taught)
+            listed = "\n  ".join(name.strip() or "(nothing)" for name in self.taught)
             raise ValueError(f"this model was not taught to {system!r}; --system must be one of\n  {listed}")
         return How(system, **self.taught.get(system, {"aloud": system not in self.written, "tools": self.offers}))
 

@@ -21,6 +21,7 @@ from gamut.io.files import atomic_dir
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CODEC, VOICES = "token2wav", "voices"  # folders beside the weights of a model that speaks
 TAUGHT, MENU = "taught.json", "menu.json"  # requests a small one knows, each with how it answers; orders it takes
+KEPT_BACK = "kept_back.json"  # the fold of orders and the person that a small one did not learn from
 WRITTEN = "written.json"  # requests that a large one was tuned to answer in writing
 SHARD_BYTES = 4 << 30
 MAPPED_BYTES = 16 << 20  # read from one mapping before it is renewed

@@ -43,7 +43,7 @@ class Recipe:
     fields: tuple[Field, ...]
     presets: dict[str, Any]  # size -> an instance of a dataclass with these fields
     claims: tuple[str, ...]
-    functions: frozenset[str]  # names of its functions: main, and maybe plan, evaluate, chat
+    functions: frozenset[str]  # names of its functions: main, and maybe plan, evaluate
 
     @property
     def typed(self) -> str:

@@ -11,6 +11,7 @@ import gamut
 from gamut.io.convert import CARRIED, code_files, copied
 from gamut.io.folders import (
     CODEC,
+    KEPT_BACK,
     MENU,
     VOICES,
     Content,
@@ -20,7 +21,7 @@ from gamut.io.folders import (
     tensor_files,
 )
 
-BESIDE = (*CARRIED, MENU, "LICENSE*", "LICENCE*", "NOTICE*")  # what a model is read with
+BESIDE = (*CARRIED, MENU, KEPT_BACK, "LICENSE*", "LICENCE*", "NOTICE*")  # what a model is read with
 
 
 def save_tuned(

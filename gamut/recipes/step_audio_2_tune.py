@@ -6,10 +6,11 @@
     gamut run step_audio_2_tune                                          # an example, made of real recordings
 
 FOLDER holds sound files with transcripts.csv (columns file, text), or conversations.jsonl: turns with sound in and out,
-tool calls, thoughts (gamut/data/own.py). Part of it is held out, examined while the model learns, and again at the end;
-the weights with the lowest loss there are kept. runs/NAME/model then goes to `gamut chat` and `gamut export`,
-runs/NAME/adapter to anything that reads peft's layout. DIR may be a folder that `gamut convert` wrote (with the codec,
-for spoken answers), a released one as it was downloaded, or a run.
+tool calls, thoughts (gamut/data/own.py). Part of it is held out, examined while the model learns, and before and after
+(its first 64 answers, the loss of its first 16 batches); the weights with the lowest loss there are kept.
+runs/NAME/model then goes to `gamut chat` and `gamut export`, runs/NAME/adapter to anything that reads peft's layout.
+DIR may be a folder that `gamut convert` wrote (with the codec, for spoken answers), a released one as it was
+downloaded, or a run.
 """
 
 import hashlib
@@ -53,7 +54,7 @@ class Config:
     accumulate: int = 1  # ours; micro-batches of an update, all processes together
     lr: float = 3e-3  # paper 1e-5 (§4.4); peak, it falls to a tenth
     every: int = 25  # ours; updates between examinations
-    exam: int = 32  # ours; held-out conversations that an examination answers, 0: loss alone
+    exam: int = 32  # ours; held-out conversations answered by an examination on the way, 0: loss alone
     packed: bool = True  # ours; several conversations in a row; otherwise a row each, beside its like
     checkpointing: bool = False  # ours; less memory for a second forward pass
     prompt: str = ""  # ours; asks for a transcript where data is clips and transcripts; empty: as released
