@@ -69,7 +69,8 @@ def averaged(lines: list[dict]) -> list[tuple[str, dict[str, float]]]:
 
 
 def told(line: dict) -> str:
-    return line["how"] + (f"; nothing by {line['without']} is learned from" if line["without"] else "")
+    left_out = f"; nothing by {line['without']} is learned from" if line["without"] else ""
+    return f"{line['how']}{left_out} (commit {line['commit'][:7]}{', ' + line['note'] if 'note' in line else ''})"
 
 
 def page() -> str:

@@ -1,16 +1,21 @@
 """What a run made, as it is kept in weights/: every checkpoint of a folder with its weights in half precision.
 
     python -m dev.ship runs/step_audio_2/model weights/step_audio_2
+    python -m dev.ship --measure weights/step_audio_2    # its recipe's examination again, into metrics.json and card
 
 Loading turns them into float32 again; what rounding costs is measured by evaluating the shipped folder.
 """
 
+import json
+import re
 import sys
 from pathlib import Path
 
 import torch
 
-from gamut.io.files import atomic_dir
+from gamut import api
+from gamut.evals.talk_report import MEASURED
+from gamut.io.files import atomic_dir, atomic_write
 from gamut.io.folders import read_tensors, write_tensors
 
 
@@ -42,5 +47,17 @@ def _half(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return half
 
 
-if __name__ == "__main__":
+def measured(folder: Path) -> dict[str, float]:
+    """The scores of a shipped folder, measured now and kept in it: metrics.json, and the list in its card if any."""
+    metrics = api.module(api.maker(folder)).evaluate(folder).metrics
+    atomic_write(folder / MEASURED, json.dumps(metrics, indent=1))
+    lines = "".join(f"- {name}: {value:.4g}\n" for name, value in metrics.items())
+    card = (folder / "README.md").read_text()
+    atomic_write(folder / "README.md", re.sub(r"(^- \S+: \S+\n)+", lines, card, count=1, flags=re.MULTILINE))
+    return metrics
+
+
+if __name__ == "__main__" and sys.argv[1] == "--measure":
+    print("\n".join(f"{name} {value:.4g}" for name, value in measured(Path(sys.argv[2])).items()))
+elif __name__ == "__main__":
     print(f"{ship(Path(sys.argv[1]), Path(sys.argv[2])) / 1e6:.1f} MB in {sys.argv[2]}")

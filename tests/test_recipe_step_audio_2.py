@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gamut.codecs.prompts import READ_ALOUD
 from gamut.evals import cast
 from gamut.evals.cast import Cast
 from gamut.evals.claims import Result, check
@@ -122,6 +124,20 @@ def test_paper_size_is_minis_size():
 def test_chat_refuses_what_the_tiny_model_was_not_taught():
     with pytest.raises(ValueError, match=r"was not taught to 'Sing\.'; --system must be one of\n  请"):
         Speaker.load(SHIPPED).how("Sing.")
+    assert Speaker.load(SHIPPED).how(READ_ALOUD.strip()).system == READ_ALOUD  # as the list shows it
+
+
+@recordings
+def test_a_model_is_examined_on_what_it_kept_back(tmp_path, monkeypatch):
+    folder = shutil.copytree(SHIPPED, tmp_path / "m")
+    (folder / KEPT_BACK).write_text('{"fold": 3, "without": "theo"}')
+    asked: list = []
+    monkeypatch.setattr(step_audio_2, "measured", lambda *with_what: asked.extend(with_what) or Result({}))
+    step_audio_2.evaluate(folder)
+    assert (asked[0].seed, asked[0].without) == (3, "theo") and "theo" not in asked[2].names
+    (folder / KEPT_BACK).unlink()
+    with pytest.raises(ValueError, match="does not say what it was not taught"):
+        step_audio_2.evaluate(folder)
 
 
 def test_claims_of_the_shipped_weights():

@@ -1,10 +1,15 @@
 """Weights as they are kept in the repository: half as large, and as good to rounding."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 from speeches import codec
 
-from dev.ship import ship
+from dev.ship import measured, ship
+from gamut import api
+from gamut.evals.claims import Result
 from gamut.generate.voice import SpeechCodec
 
 
@@ -19,6 +24,16 @@ def test_shipped_weights_are_half_as_large_and_say_the_same(tmp_path):
     assert next(again.wave.parameters()).dtype == torch.float32
     assert torch.allclose(again.decode(ids), whole.decode(ids), atol=2e-3)
     assert torch.equal(again.voices["a"].speaker_S, whole.voices["a"].speaker_S)
+
+
+def test_what_is_measured_anew_stands_in_the_card(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("# A\n\n- a wish\n- digits/wer: 0.5\n- old: 1\n\nThe end: - b: 2\n")
+    recipe = SimpleNamespace(evaluate=lambda folder: Result({"digits/wer": 0.25, "sum/text": 1.0}))
+    monkeypatch.setattr(api, "maker", lambda folder: recipe)
+    monkeypatch.setattr(api, "module", lambda recipe: recipe)
+    assert measured(tmp_path) == json.loads((tmp_path / "metrics.json").read_text())
+    made = "# A\n\n- a wish\n- digits/wer: 0.25\n- sum/text: 1\n\nThe end: - b: 2\n"
+    assert (tmp_path / "README.md").read_text() == made
 
 
 def test_what_cannot_be_kept_is_named(tmp_path):

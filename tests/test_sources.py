@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+import gamut
 from gamut.data import corpora, sources
 from gamut.data.folders import folder
+from gamut.data.own import read_conversations
 from gamut.io import fsdd, voices
 from gamut.io.listing import listed
 from gamut.io.media import write_audio
@@ -271,6 +273,12 @@ def test_a_text_beside_each_clip(own):
 
 
 def test_folders_that_are_none(tmp_path):
+    with pytest.raises(ValueError, match="no transcripts") as wrong:
+        read_conversations(tmp_path)
+    assert wrong.value.__notes__ == ["Conversations are read from conversations.jsonl in the folder, or a .jsonl file "
+                                     "given itself."]  # fmt: skip
+    with pytest.raises(ValueError, match=r"there is no folder 'Qwen2.5-0.5B', and no weights come under that name"):
+        gamut.load("Qwen2.5-0.5B")
     with pytest.raises(ValueError, match=r"holds no transcripts; allowed: transcripts.csv, .* write one line per clip"):
         folder(tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):
