@@ -5,10 +5,12 @@ import random
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from test_spoken import clips
 
+from gamut.data import machine
 from gamut.data.disguise import disguised, warped
 from gamut.data.hearing import digit_frames, lexicon, order_slots, values
 from gamut.data.machine import helped, others, worded
@@ -139,6 +141,23 @@ def test_a_machine_says_what_the_slots_hold(tmp_path, monkeypatch):
     assert torch.equal(helped(orders(), 3).clips[9].wav, made[1].wav)  # kept, since it is never said twice alike
     digits = others(2)
     assert [len(ids) for ids in digits.by_digit.values()] == [2] * 10 and digits.names == [""]
+
+
+def test_two_runs_that_begin_together_learn_from_the_same_sound(tmp_path, monkeypatch):
+    """The machine says nothing twice alike: what the faster one kept counts for both."""
+    rival: list = []
+
+    def said(what, words, rate):
+        if not rival:
+            rival.append(None)  # it begins while this one speaks, and is done before
+            rival[0] = machine.spoken("digits", lines, 8000)
+        return {"wav_int16": np.random.randint(-99, 99, 40).astype(np.int16), "length": np.array([20, 20])}
+
+    lines = [("one", {"digit": 1}), ("two", {"digit": 2})]
+    monkeypatch.setenv("GAMUT_CACHE", str(tmp_path))
+    monkeypatch.setattr(machine, "_said", said)
+    mine = machine.spoken("digits", lines, 8000)
+    assert all(torch.equal(a.wav, b.wav) for a, b in zip(mine, rival[0], strict=True)) and len(mine) == 2
 
 
 def test_without_a_machine_people_have_to_do(monkeypatch, tmp_path):

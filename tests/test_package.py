@@ -81,7 +81,7 @@ def test_a_run_from_the_wheel_writes_its_report(installed, tmp_path):
 
 
 def test_weights_that_the_wheel_does_not_hold_are_explained(installed, tmp_path):
-    done = ask(installed, tmp_path, "chat", "question.wav")
+    done = ask(installed, tmp_path, "chat", "--text", "hello")
     assert done.returncode == 2 and "they come with the repository, not with the wheel" in " ".join(done.stderr.split())
 
 

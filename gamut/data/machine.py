@@ -51,7 +51,9 @@ def spoken(what: str, lines: Sequence[Line], rate: int) -> list[Clip]:
     place = fsdd.cache_root() / f"espeak_{what}_{known}.npz"
     try:
         if not place.exists():
-            fsdd.save(place, _said(what, [words for words, _ in lines], rate))
+            made = _said(what, [words for words, _ in lines], rate)
+            if not place.exists():  # a run beside this one may have been faster: both learn from its sound
+                fsdd.save(place, made)
     except ImportError as error:
         warnings.warn(f"{error}. Going on with the recorded {what} alone.", stacklevel=2)
         return []
