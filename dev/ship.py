@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from gamut import api
+from gamut.evals.claims import facts
 from gamut.evals.talk_report import MEASURED
 from gamut.io.files import atomic_dir, atomic_write
 from gamut.io.folders import read_tensors, write_tensors
@@ -48,12 +49,11 @@ def _half(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def measured(folder: Path) -> dict[str, float]:
-    """The scores of a shipped folder, measured now and kept in it: metrics.json, and the list in its card if any."""
+    """The scores of a shipped folder, measured now and kept in it: metrics.json, and the table of its card if any."""
     metrics = api.module(api.maker(folder)).evaluate(folder).metrics
     atomic_write(folder / MEASURED, json.dumps(metrics, indent=1))
-    lines = "".join(f"- {name}: {value:.4g}\n" for name, value in metrics.items())
     card = (folder / "README.md").read_text()
-    atomic_write(folder / "README.md", re.sub(r"(^- \S+: \S+\n)+", lines, card, count=1, flags=re.MULTILINE))
+    atomic_write(folder / "README.md", re.sub(r"(^\|.*\n)+", facts(metrics), card, count=1, flags=re.MULTILINE))
     return metrics
 
 

@@ -171,6 +171,13 @@ def test_two_hours_are_refused_before_any_of_it_is_heard(speaker, monkeypatch):
         next(Talk(speaker).ask(wav, 8000))
 
 
+def test_a_file_of_minutes_is_refused_before_it_is_decoded(speaker, tmp_path, monkeypatch):
+    file = write_audio(tmp_path / "long.flac", torch.zeros(120 * 8000), 8000)
+    monkeypatch.delattr(chatting, "read_audio")
+    with pytest.raises(ValueError, match=r"is 2 min 00 s long and takes 1512 positions .* at most 1 min 21 s at"):
+        chat(speaker, file, out=tmp_path / "answer.wav")
+
+
 def test_a_past_that_outgrows_the_context_is_forgotten_from_its_beginning(speaker, monkeypatch):
     """Whole exchanges, with their sound; what is left stands in the prompt as before, behind the system message."""
     talk = Talk(speaker, "Be brief.", aloud=False, sampling=replace(SHORT, max_new=2))

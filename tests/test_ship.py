@@ -27,13 +27,13 @@ def test_shipped_weights_are_half_as_large_and_say_the_same(tmp_path):
 
 
 def test_what_is_measured_anew_stands_in_the_card(tmp_path, monkeypatch):
-    (tmp_path / "README.md").write_text("# A\n\n- a wish\n- digits/wer: 0.5\n- old: 1\n\nThe end: - b: 2\n")
+    (tmp_path / "README.md").write_text("# A\n\n- a wish\n\n| score |  |\n| old | 1 |\n\nThe end: | b | 2\n")
     recipe = SimpleNamespace(evaluate=lambda folder: Result({"digits/wer": 0.25, "sum/text": 1.0}))
     monkeypatch.setattr(api, "maker", lambda folder: recipe)
     monkeypatch.setattr(api, "module", lambda recipe: recipe)
     assert measured(tmp_path) == json.loads((tmp_path / "metrics.json").read_text())
-    made = "# A\n\n- a wish\n- digits/wer: 0.25\n- sum/text: 1\n\nThe end: - b: 2\n"
-    assert (tmp_path / "README.md").read_text() == made
+    rows = "| score |  |\n| --- | --: |\n| digits/wer | 0.25 |\n| sum/text | 1 |\n"
+    assert (tmp_path / "README.md").read_text() == f"# A\n\n- a wish\n\n{rows}\nThe end: | b | 2\n"
 
 
 def test_what_cannot_be_kept_is_named(tmp_path):

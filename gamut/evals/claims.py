@@ -1,6 +1,7 @@
 """What a recipe says of itself, and whether it is so."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,3 +32,16 @@ def check(claims: Sequence[Claim], result: Result) -> list[tuple[str, bool]]:
         except KeyError as missing:
             rows.append((f"{claim.text} [not measured: {missing.args[0]}]", False))
     return rows
+
+
+def facts(metrics: Mapping[str, float]) -> str:
+    """Scores as a table for a card: what has another's name and a word more stands in its row, under that word."""
+    parts = {name: name.rpartition("/") for name in metrics}
+    words = Counter(word for whole, _, word in parts.values() if whole in metrics)
+    columns = [word for word, times in words.items() if times > 1]
+    own = [name for name, (whole, _, word) in parts.items() if whole not in metrics or word not in columns]
+    lines = [["score", "", *columns], ["---", *["--:"] * (1 + len(columns))]]
+    for name in own:
+        there = [metrics.get(key) for key in (name, *(f"{name}/{word}" for word in columns))]
+        lines.append([name, *("" if value is None else f"{value:.4g}" for value in there)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -28,7 +28,7 @@ from gamut.generate.sampling import Sampling
 from gamut.generate.speak import Asked, Done, Event, Sound, Thought, Told, Words, collect, decoder, respond
 from gamut.generate.speaker import LEVEL, RELEASED, SAMPLING, Speaker
 from gamut.io.growing import WavWriter, settled, wav_path
-from gamut.io.media import SUBTYPES, one_channel, pieces, read_audio, resample
+from gamut.io.media import SUBTYPES, duration, one_channel, pieces, read_audio, resample
 from gamut.io.progress import clock
 
 MEANWHILE = "Tell me in one short sentence that you are looking it up."  # while a tool takes its time; ours
@@ -81,7 +81,10 @@ class Talk:
         mels: list[Tensor] = []
         if wav is not None:
             wav = one_channel(wav)
-            self._fits(len(wav) / rate)
+            if (seconds := len(wav) / rate) < 0.021:
+                raise ValueError(f"the recording is {1000 * seconds:.0f} ms long, too short to be heard; record it "
+                                 f"again")
+            self.fits(seconds)
             wav = resample(levelled(wav, LEVEL) if self.speaker.small else wav, rate, WHISPER_RATE)
             mels = [hear(piece, WHISPER_RATE) for piece in pieces(wav)]
             parts.append({"type": "audio", "patches": [patches(mel.shape[-1]) for mel in mels]})
@@ -129,10 +132,9 @@ class Talk:
             if isinstance(event, Done):
                 self.messages, self.mels = [*past, question, *event.messages], mels
 
-    def _fits(self, seconds: float) -> None:
+    def fits(self, seconds: float) -> None:
+        """Refuse sound that is longer than the model's context, before any of it is decoded or heard."""
         room = self.room
-        if seconds < 0.021:
-            raise ValueError(f"the recording is {1000 * seconds:.0f} ms long, too short to be heard; record it again")
         if (needs := round(seconds * PER_SECOND)) >= room:
             raise ValueError(f"the recording is {clock(seconds)} long and takes {needs} positions of a prompt, the "
                              f"model's context holds {room}; give at most {clock(room / PER_SECOND)} at a time")
@@ -267,7 +269,8 @@ def chat(
             print(figures[-1].line)
         for file in files:
             growing = partial(print, f"'{file}' grows; the answer comes once it has not for {patience:g} s", flush=True)
-            wav, rate = read_audio(settled(file, patience, grows=growing))
+            talk.fits(duration(recording := settled(file, patience, grows=growing)))
+            wav, rate = read_audio(recording)
             print(f"question: {file.name}, {len(wav) / rate:.1f} s", flush=True)
             figures.append(say(talk.ask(wav, rate, text), sound))
             if transcript:

@@ -72,8 +72,7 @@ def read_audio(
     except sf.LibsndfileError as error:
         if missing:
             raise ValueError(f"{name} is cut short: {missing}; copy or record it again") from error
-        raise ValueError(f"{name} is not a sound file that can be read ({error.error_string.strip()}); allowed: "
-                         f"WAV, FLAC, OGG, MP3; convert it first, e.g. ffmpeg -i FILE out.wav") from error
+        raise _no_sound(name, error) from error
     if missing or len(wav_T) < frames:
         raise ValueError(f"{name} is cut short: {missing or 'its header promises more sound than it holds'}; "
                          f"{len(wav_T) / found:.2f} s can be read; copy or record it again")
@@ -86,6 +85,11 @@ def read_audio(
     if silent(wav_T):
         warnings.warn(f"{name} is silent: its loudest sample is below {SILENCE:g} of full scale", stacklevel=2)
     return resample(wav_T, found, rate or found), rate or found
+
+
+def _no_sound(name: str, error: Any) -> ValueError:
+    return ValueError(f"{name} is not a sound file that can be read ({error.error_string.strip()}); allowed: WAV, "
+                      f"FLAC, OGG, MP3; convert it first, e.g. ffmpeg -i FILE out.wav")  # fmt: skip
 
 
 def _mono(wav_TC: Float[Tensor, "T C"], channel: str) -> Float[Tensor, " T"]:
@@ -224,8 +228,7 @@ def duration(source: str | Path | bytes) -> float:
     try:
         info = sf.info(io.BytesIO(data))
     except sf.LibsndfileError as error:
-        raise ValueError(f"{name} is not a sound file that can be read ({error.error_string.strip()}); allowed: "
-                         f"WAV, FLAC, OGG, MP3") from error
+        raise _no_sound(name, error) from error
     return info.frames / info.samplerate
 
 

@@ -30,7 +30,7 @@ from gamut.data.scripts import LEARNED, Script, mix
 from gamut.data.spoken import Digits
 from gamut.data.talks import TalkBatch
 from gamut.evals.cast import Cast, Speaker, kept_back, kept_from, unheard
-from gamut.evals.claims import Claim, Result
+from gamut.evals.claims import Claim, Result, facts
 from gamut.evals.conversations import examine
 from gamut.evals.talk_report import MEASURED, provenance, samples
 from gamut.io.env import model_folder, shipped
@@ -155,10 +155,10 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
     learn_to_talk(cfg, model, talks, origin, run)
     result = measured(cfg, speaker := cast.speaker(model, words, codec), cast)
     if run is not None:
-        facts = "\n".join(f"- {name}: {value:.4g}" for name, value in result.metrics.items())
         began = f"began as `{cfg.init}`; " if cfg.init else ""
         updates = f"{cfg.hear_steps:,}, {cfg.align_steps:,}, {cfg.main_steps:,} and {cfg.sft_steps:,} updates"
-        card = CARD.format(len(cast.schemas), cast.names[0], began, updates, origin, cfg.seed, cfg.each, facts)
+        card = CARD.format(len(cast.schemas), cast.names[0], began, updates, origin, cfg.seed, cfg.each,
+                           facts(result.metrics))
         speaker.save(run.path / "model", card, voices=cast.people, menu=cast.menu)
         atomic_write(run.path / "model" / MEASURED, json.dumps(result.metrics, indent=1))
         atomic_write(run.path / "model" / KEPT_BACK, json.dumps(kept_back(cfg.seed, cfg.without)))

@@ -27,7 +27,7 @@ from gamut.data.load import Batches
 from gamut.data.reading import strings
 from gamut.data.spoken import Digits
 from gamut.data.voiced import Voiced, levels, timbres, varied, voiced
-from gamut.evals.claims import Claim, Result
+from gamut.evals.claims import Claim, Result, facts
 from gamut.evals.codec_report import assembled, at_every_cut, listen, switched
 from gamut.evals.judges import trust, trust_speakers
 from gamut.io.env import ROOT
@@ -166,8 +166,7 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
     metrics = trust(judge, test) | trust_speakers(ear, test)
     metrics |= at_every_cut(judge, tokenizer, codec, test) | switched(judge, ear, tokenizer, codec, test)
     if run is not None:
-        facts = "".join(f"- {name}: {value:.4g}\n" for name, value in metrics.items())
-        card = CARD.format("{}", held_out.origin, held_out.licence, cfg.seed, facts)
+        card = CARD.format("{}", held_out.origin, held_out.licence, cfg.seed, facts(metrics))
         parts = {"digitjudge": judge, "speakerjudge": ear, "tokenizer": tokenizer, "token2wav": codec}
         for name, part in parts.items():
             part.save_pretrained(run.path / name, card=card.format(name))

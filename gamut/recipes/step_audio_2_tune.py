@@ -27,7 +27,7 @@ from gamut.data.own import read_conversations
 from gamut.data.own_example import example
 from gamut.data.own_rows import Own
 from gamut.evals import own as exam
-from gamut.evals.claims import Claim, Result
+from gamut.evals.claims import Claim, Result, facts
 from gamut.io.env import has_bfloat16, model_folder
 from gamut.io.files import atomic_write, sampled
 from gamut.io.folders import tensor_files
@@ -143,16 +143,15 @@ def main(cfg: Config = TINY, run: Run | None = None) -> Result:
         after, end = exam.answered(model, held_out), mean_loss(model, held_out)
     metrics = {"loss": end, "loss/before": start} | exam.scored(after)
     metrics |= {f"{name}/before": value for name, value in exam.scored(before).items()}
-    facts = [("conversations to learn from", len(train.talked)), ("positions of them", sum(train.lengths)),
-             ("rows an epoch", train.batches), ("epochs", round(cfg.steps * cfg.accumulate / train.batches, 2)),
-             ("conversations held out", 0 if held_out is train else len(held_out.talked))]  # fmt: skip
+    counts = [("conversations to learn from", len(train.talked)), ("positions of them", sum(train.lengths)),
+              ("rows an epoch", train.batches), ("epochs", round(cfg.steps * cfg.accumulate / train.batches, 2)),
+              ("conversations held out", 0 if held_out is train else len(held_out.talked))]  # fmt: skip
     tensors = gathered(model.state_dict())
     if run is not None and dist.rank() == 0:
-        lines = "\n".join(f"- {name}: {value:.4g}" for name, value in metrics.items())
-        card = CARD.format(cfg.init, cfg.data or "an example", cfg.lora_rank, cfg.steps, cfg.seed, lines)
+        card = CARD.format(cfg.init, cfg.data or "an example", cfg.lora_rank, cfg.steps, cfg.seed, facts(metrics))
         files = exam.learned(train.talked, init)
         save_tuned(run.path / "model", "Omni", asdict(model.config), tensors, init, files, card)
-    return Result(metrics, notes={"report": exam.report(facts, before, after)})
+    return Result(metrics, notes={"report": exam.report(counts, before, after)})
 
 
 def evaluate(folder: Path) -> Result:
